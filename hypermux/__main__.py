@@ -1,0 +1,5 @@
+"""`python -m hypermux`."""
+
+from hypermux.cli import main
+
+main()

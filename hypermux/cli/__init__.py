@@ -1,0 +1,5 @@
+"""The commands: thin; each module holds one group of them."""
+
+from hypermux.cli.root import main
+
+__all__ = ["main"]

@@ -1,0 +1,51 @@
+"""The log: stderr only, one line an event, for people or as JSON."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Literal
+
+import msgspec
+
+
+class _Human(logging.Formatter):
+    """`12:00:01 warning prod/us-west-1: refused`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = printable(record.getMessage())
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return f"{clock} {record.levelname.lower()} {text}"
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()
+
+
+def printable(text: str) -> str:
+    """Return `text` with whatever could steer a terminal escaped; servers write parts of it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
+    """Send the log to stderr. "auto" is for people on a terminal and JSON elsewhere."""
+    human = form == "human" or (form == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Human() if human else _Json())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # The WebSocket library logs peers' misbehaviour that arrives here as a verdict anyway.
+    logging.getLogger("trio-websocket").setLevel(logging.ERROR)

@@ -1,0 +1,113 @@
+"""The root command, and the one place where an error becomes a sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from hypermux import __version__
+from hypermux.model.errors import ConfigurationFault, HypermuxError
+
+EXIT_USAGE = 64
+EXIT_INTERNAL = 70
+EXIT_DISK = 74
+
+# Loaded when named: `tail` should not pay for the emulator's imports.
+COMMANDS = {
+    "run": "Hold all connections and write the one stream (the service).",
+    "watch": "The same in the foreground, records on the terminal.",
+    "tail": "Read the stream of a running service, from any point.",
+    "check": "Check a configuration and say what running it means.",
+    "accounts": "Add, list and remove accounts.",
+    "sign": "Print a signed request without sending it.",
+    "emulate": "A local API router to try things against.",
+}
+
+
+class _Commands(click.Group):
+    """Commands by module name, imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"hypermux.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hypermux")
+def cli() -> None:
+    """Many signed event streams, one durable, totally ordered stream."""
+
+
+def main() -> None:
+    """Run the command line and exit; no traceback reaches a user."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
+    except click.UsageError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except BrokenPipeError:
+        # The reader of our stdout has gone; point stdout elsewhere, so that the interpreter's
+        # own flush at exit does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        return _report(error)
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: BaseException) -> int:
+    """Say what went wrong in one sentence each; return the exit code."""
+    leaves = list(_leaves(error))
+    for known in leaves:
+        if isinstance(known, HypermuxError):
+            prefix = "" if isinstance(known, ConfigurationFault) else "hypermux: "
+            print(f"{prefix}{known}", file=sys.stderr)
+            return known.exit_code
+    for leaf in leaves:
+        if isinstance(leaf, KeyboardInterrupt):
+            return 130
+        if isinstance(leaf, OSError):
+            print(f"hypermux: {leaf}", file=sys.stderr)
+            return EXIT_DISK
+    leaf = leaves[0]
+    if os.environ.get("HYPERMUX_TRACEBACK"):
+        raise error
+    print(
+        f"hypermux: internal error: {type(leaf).__name__}: {leaf}\n"
+        "This is a fault of hypermux, not yours. HYPERMUX_TRACEBACK=1 shows where it is.",
+        file=sys.stderr,
+    )
+    return EXIT_INTERNAL
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """Return the plain exceptions inside nested groups, in order."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

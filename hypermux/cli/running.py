@@ -1,0 +1,75 @@
+"""Running a service from a command: signals, the overall deadline, open files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+from collections.abc import Sequence
+
+import trio
+
+from hypermux.config.settings import Settings
+from hypermux.service import (
+    LAST_COMMIT_S,
+    READERS_END_S,
+    UPSTREAM_END_S,
+    LoggedObserver,
+    Reader,
+    Seams,
+    Service,
+)
+from hypermux.upstream.connection import Observer
+
+log = logging.getLogger("hypermux.run")
+
+EXIT_UNDELIVERED = 75
+
+
+async def run_service(
+    settings: Settings,
+    *,
+    readers: Sequence[Reader] = (),
+    observer: Observer | None = None,
+    serve_socket: bool = True,
+    shutdown: trio.Event | None = None,
+) -> None:
+    """Run a service until SIGINT, SIGTERM or `shutdown`, then drain it."""
+    raise_open_files()
+    shutdown = shutdown or trio.Event()
+    service = Service(settings, Seams.real(settings), observer or LoggedObserver())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_obey_signals, shutdown)
+        await service.run(shutdown, readers=readers, serve_socket=serve_socket)
+        nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(
+    shutdown: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Set `shutdown` at the first signal; end the process at the second, or when draining hangs."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_when_overdue, shutdown)
+            async for number in signals:
+                if shutdown.is_set():
+                    log.error("second signal: ending at once; the journal is as last synced")
+                    os._exit(EXIT_UNDELIVERED)
+                log.info("%s: draining; once more ends at once", signal.Signals(number).name)
+                shutdown.set()
+
+
+async def _end_when_overdue(shutdown: trio.Event) -> None:
+    await shutdown.wait()
+    await trio.sleep(UPSTREAM_END_S + LAST_COMMIT_S + READERS_END_S + 5.0)
+    log.error("draining took too long: ending; the journal is as last synced")
+    os._exit(EXIT_UNDELIVERED)
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit on open files to the hard one: each connection and reader takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

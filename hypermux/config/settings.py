@@ -1,0 +1,153 @@
+"""The configuration as frozen values, with its defaults. Times are seconds, sizes are bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from attrs import Factory, field, frozen
+
+from hypermux.core.filters import Filters
+from hypermux.model.accounts import (
+    Cap,
+    CredentialSource,
+    Endpoint,
+    RegionSigning,
+    SourceId,
+    Tls,
+    Upstream,
+)
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@frozen
+class Source:
+    """One configured stream: account x region, with all that a connection to it needs."""
+
+    id: SourceId
+    upstream: Upstream
+    endpoint: Endpoint
+    credential: CredentialSource | None = None
+    filters: Filters = Factory(Filters)
+    tls: Tls = Factory(Tls)
+    region_signing: RegionSigning = "explicit"
+    exclude_events: tuple[str, ...] = ()
+
+
+@frozen
+class Account:
+    """A named holder of one credential (or of several Docker hosts), as configured."""
+
+    name: str
+    upstream: Upstream
+    sources: tuple[Source, ...]
+    file: Path
+    enabled: bool = True
+    cap: Cap = Factory(Cap)
+
+
+@frozen
+class LimitSettings:
+    """`[limits]`: the whole process, then every account and every endpoint alike."""
+
+    max_connections: int = 1000
+    connect_rate: float = 10.0
+    connect_burst: int = 5
+    per_account: Cap = Cap(max_connections=64, connect_rate=5.0)
+    per_endpoint: Cap = Cap(max_connections=500, connect_rate=10.0)
+
+
+@frozen
+class BackoffSettings:
+    """`[connection] backoff`: full jitter between `min_s` and `max_s`.
+
+    The attempt counter resets after `reset_after_s` of health, not when a connection opens.
+    """
+
+    min_s: float = 0.5
+    max_s: float = 60.0
+    reset_after_s: float = 60.0
+
+
+@frozen
+class ConnectionSettings:
+    """`[connection]`: deadlines of one connection."""
+
+    dial_timeout_s: float = 10.0
+    ping_interval_s: float = 15.0
+    pong_timeout_s: float = 10.0
+    backoff: BackoffSettings = BackoffSettings()
+    max_message_size: int = 256 * 1024
+
+
+@frozen
+class MergeSettings:
+    """`[merge]`: how long an event may wait for others; `window_s` None is "auto"."""
+
+    max_hold_s: float = 2.0
+    window_s: float | None = None
+
+
+@frozen
+class BufferSettings:
+    """`[buffer]`: bytes between a socket and the disk, in all and for one source."""
+
+    size: int = 64 * MIB
+    per_source: int = 8 * MIB
+
+
+@frozen
+class JournalSettings:
+    """`[journal]`: `fsync` is "commit", "never", or the least number of seconds between syncs."""
+
+    fsync: Literal["commit", "never"] | float = "commit"
+    segment_size: int = 128 * MIB
+    checkpoint_interval_s: float = 10.0
+
+
+@frozen
+class SocketSettings:
+    """`[socket]`: where subscribers connect."""
+
+    path: Path
+    mode: int = 0o600
+    max_subscribers: int = 1000
+    stall_timeout_s: float = 30.0
+
+
+@frozen
+class LogSettings:
+    """`[log]`."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "json"] = "auto"
+
+
+@frozen
+class Settings:
+    """A whole configuration. `accounts` holds disabled ones too; `sources` only what is to run."""
+
+    file: Path
+    state_dir: Path
+    socket: SocketSettings
+    accounts: tuple[Account, ...] = ()
+    limits: LimitSettings = LimitSettings()
+    connection: ConnectionSettings = ConnectionSettings()
+    merge: MergeSettings = MergeSettings()
+    buffer: BufferSettings = BufferSettings()
+    journal: JournalSettings = JournalSettings()
+    log: LogSettings = LogSettings()
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every source of every enabled account, in the order of the file."""
+        return tuple(s for a in self.accounts if a.enabled for s in a.sources)
+
+    @property
+    def account_caps(self) -> Mapping[str, Cap]:
+        """Each account's own limits, by name."""
+        return {a.name: a.cap for a in self.accounts}

@@ -1,0 +1,1 @@
+"""Decisions, without trio, clocks, randomness or files: `now` and `rng` are arguments."""

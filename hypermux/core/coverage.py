@@ -1,0 +1,161 @@
+"""What a journal says about every source: connected, in an outage since when, or neither.
+
+It is computed twice and must agree: live, from the items as they are encoded, and at a start, by
+reading the lines back. Beside each segment lies what was true before its first record, so that a
+start reads one segment only.
+
+Rules, for the records of one source in order:
+
+    state up      connected; whatever outage was open is over (its gap came before, or a complete
+                  replay made one needless)
+    state down    an outage is open from its `from`; one that is open already keeps its first
+                  `from`, over any number of restarts, and takes the new cause
+    gap           closes the outage; then the source is neither until `up` or `down` says so
+                  (removed, paused). Causes in COUNTED tell of events dropped while connected
+    anything else changes nothing but the time of the last record
+"""
+
+from __future__ import annotations
+
+import msgspec
+from attrs import define, field
+
+from hypermux.core.recording import BadLine, seal, unseal
+from hypermux.model.accounts import SourceId
+from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange
+
+# Gaps that leave connectivity as it is: they count what a connected source lost.
+COUNTED = frozenset({"overflow"})
+
+_FORMAT = 1
+
+
+@define
+class SourceCoverage:
+    """One source's state. Times are nanoseconds since 1970.
+
+    `since_ns` is when it came up, or when the outage began. `outage_from_ns` and `cause` are set
+    while an outage is open; a source neither up nor in an outage is not covered. `last_at_ns` is
+    the merge time of its last record.
+    """
+
+    up: bool = False
+    since_ns: int = 0
+    outage_from_ns: int | None = None
+    cause: str | None = None
+    last_at_ns: int = 0
+
+
+class _StoredSource(msgspec.Struct):
+    account: str
+    region: str
+    up: bool
+    since: int
+    outage_from: int | None
+    cause: str | None
+    last_at: int
+
+
+class _Stored(msgspec.Struct):
+    format: int
+    through: int
+    service_at: int
+    sources: list[_StoredSource]
+
+
+@define
+class Coverage:
+    """Every source that the journal has heard of, and how far its checkpoints reach.
+
+    `through_ns`: all messages received before it are journaled; 0 before the first checkpoint.
+    """
+
+    through_ns: int = 0
+    sources: dict[SourceId, SourceCoverage] = field(factory=dict)
+    _service_at_ns: int = 0
+
+    def apply(self, source: SourceId | None, item: Item | Checkpoint, at_ns: int) -> None:
+        """Take in the next record, whose merge time is `at_ns`; None: the service's own."""
+        if source is None:
+            if at_ns > self._service_at_ns:
+                self._service_at_ns = at_ns
+            if isinstance(item, Checkpoint):
+                self.through_ns = item.through_ns
+            return
+        try:
+            known = self.sources[source]
+        except KeyError:
+            known = self.sources[source] = SourceCoverage()
+        if at_ns > known.last_at_ns:
+            known.last_at_ns = at_ns
+        if isinstance(item, Event):
+            return
+        if isinstance(item, StateChange):
+            if item.state == "up":
+                known.up, known.since_ns = True, at_ns
+                known.outage_from_ns = known.cause = None
+            elif item.state == "down":
+                if known.outage_from_ns is None:
+                    known.outage_from_ns = at_ns if item.from_ns is None else item.from_ns
+                known.up, known.since_ns = False, known.outage_from_ns
+                known.cause = item.cause
+        elif isinstance(item, Gap) and item.cause not in COUNTED:
+            known.outage_from_ns = known.cause = None
+
+    @property
+    def wall_ns(self) -> int:
+        """The latest merge time of any record: a new run's clock must not start before it."""
+        last = max((s.last_at_ns for s in self.sources.values()), default=0)
+        return max(last, self._service_at_ns)
+
+    @property
+    def last_key(self) -> tuple[int, str, str, int] | None:
+        """The merge key of the last record of any source: at, account, region, ordinal.
+
+        A source's merge times never fall, so the largest of its last ones is the last released.
+        Ordinals begin anew with a process; -1 keeps every new one of the same time above it.
+        """
+        return max(
+            ((s.last_at_ns, i.account, i.region, -1) for i, s in self.sources.items()), default=None
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the content of a `.sources` file: one line with a checksum, in a fixed order."""
+        stored = _Stored(
+            _FORMAT,
+            self.through_ns,
+            self._service_at_ns,
+            [
+                _StoredSource(
+                    source.account,
+                    source.region,
+                    state.up,
+                    state.since_ns,
+                    state.outage_from_ns,
+                    state.cause,
+                    state.last_at_ns,
+                )
+                for source, state in sorted(self.sources.items(), key=lambda pair: pair[0])
+            ],
+        )
+        return seal(msgspec.json.encode(stored)[:-1])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Coverage:
+        """Read what `to_bytes` made. Raises BadLine when it is not whole or of another format."""
+        try:
+            stored = msgspec.json.decode(unseal(data) + b"}", type=_Stored)
+        except msgspec.MsgspecError as exc:
+            raise BadLine(str(exc)) from None
+        if stored.format != _FORMAT:
+            raise BadLine(f"format {stored.format} is not known")
+        return cls(
+            stored.through,
+            {
+                SourceId(s.account, s.region): SourceCoverage(
+                    s.up, s.since, s.outage_from, s.cause, s.last_at
+                )
+                for s in stored.sources
+            },
+            stored.service_at,
+        )

@@ -1,0 +1,1 @@
+"""From merged records to disk, and from disk to every reader."""

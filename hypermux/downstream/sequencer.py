@@ -1,0 +1,296 @@
+"""Where all sources meet: the inbox, the merge, the numbers and the commit.
+
+One task does it all in rounds: take what arrived, merge it, number and encode what is released,
+commit it, and only then show it. What arrives during a commit is the next round's.
+
+How a socket is known to have been empty: every reader hands over what it read before it waits
+again, so a reader that has run since `drained` and did not fill its read buffer has left nothing
+older in its socket. Two passes of the scheduler after taking the time are enough for every
+reader whose socket was readable by then to have run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from hypermux.core.clock import StreamClock
+from hypermux.core.intake import Budget, weigh_one
+from hypermux.core.merging import Merger, Released
+from hypermux.core.recording import Encoder
+from hypermux.downstream.horizon import Horizon, Position
+from hypermux.downstream.journal import Journal
+from hypermux.model.accounts import SourceId
+from hypermux.model.records import Checkpoint, Event, Item, StateChange
+
+log = logging.getLogger("hypermux.sequencer")
+
+# The shortest time between two rounds. Events wait tens of milliseconds for each other anyway;
+# a round for each of many quiet sources would spend a core on system calls and syncs.
+ROUND_S = 0.005
+# Records encoded between two awaits: about 10 ms of work, so that pings are answered in time.
+CHUNK = 4096
+
+T = TypeVar("T")
+
+
+@frozen
+class Connectivity:
+    """A source came up or went down, behind what it delivered before."""
+
+    source: SourceId
+    live: bool
+    offset_ns: int | None = None
+
+
+@frozen
+class Delivery:
+    """What one read of a source brought."""
+
+    source: SourceId
+    items: list[Item]
+    received_ns: int
+
+
+Arrival: TypeAlias = Connectivity | Delivery
+
+
+class RunSync(Protocol):
+    """Runs blocking work away from the event loop: a thread, or a plain call in virtual time."""
+
+    def __call__(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        """Return what `function(*args)` returns."""
+
+
+@define(eq=False)
+class _Lane:
+    """One source's `Feed`."""
+
+    source: SourceId
+    inbox: Inbox
+
+    def opened(self, offset_ns: int | None = None) -> None:
+        self.inbox.put(Connectivity(self.source, True, offset_ns))
+
+    def closed(self) -> None:
+        self.inbox.busy.pop(self.source, None)
+        self.inbox.put(Connectivity(self.source, False))
+
+    def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
+        self.inbox.deliver(self.source, items, received_ns, more)
+
+
+@define(eq=False)
+class Inbox:
+    """What arrived and is not yet merged; bounded in bytes by its `Budget`."""
+
+    budget: Budget
+    last_round_ns: int = 0
+    busy: dict[SourceId, int] = field(factory=dict)
+    closing: bool = False
+    _queue: deque[Arrival] = field(factory=deque)
+    _arrived: trio.Event = field(factory=trio.Event)
+
+    def feed(self, source: SourceId) -> _Lane:
+        """Return the way in for `source`."""
+        return _Lane(source, self)
+
+    def put(self, change: Connectivity) -> None:
+        """Queue that a source came up or went down, behind what it delivered before."""
+        self._queue.append(change)
+        self._arrived.set()
+
+    def deliver(self, source: SourceId, items: list[Item], received_ns: int, more: bool) -> None:
+        """Queue what fits of a delivery; what does not is counted for a gap."""
+        if more:
+            self.busy.setdefault(source, self.last_round_ns)
+        else:
+            self.busy.pop(source, None)
+        items = self.budget.admit(source, items, received_ns)
+        if items:
+            self._queue.append(Delivery(source, items, received_ns))
+            self._arrived.set()
+
+    def close(self, now_ns: int) -> None:
+        """Take nothing more: the sequencer ends when it has written what is here."""
+        for source, gap in self.budget.end_episodes(now_ns):
+            self._queue.append(Delivery(source, [gap], now_ns))
+        self.closing = True
+        self._arrived.set()
+
+    def take(self) -> deque[Arrival]:
+        """Return all that is queued, in order of arrival."""
+        queue, self._queue = self._queue, deque()
+        if not self.closing:
+            self._arrived = trio.Event()
+        return queue
+
+    async def wait(self) -> None:
+        """Return when something is queued or the inbox is closing."""
+        await self._arrived.wait()
+
+
+@define(eq=False)
+class Sequencer:
+    """Merges, numbers and commits; the only writer of the journal and of the horizon."""
+
+    inbox: Inbox
+    merger: Merger[Item]
+    journal: Journal
+    horizon: Horizon
+    clock: StreamClock
+    run_sync: RunSync
+    checkpoint_interval_s: float
+    opening: list[StateChange] = field(factory=list)
+    recorded: int = 0
+    late: int = 0
+    _encoder: Encoder = field(factory=Encoder)
+    _checkpoint_at_s: float = 0.0
+    _last_at_ns: int = 0
+
+    async def run(self) -> None:
+        """Work until the inbox is closed and everything in it is durable and shown.
+
+        Raises DiskFault.
+        """
+        self._checkpoint_at_s = trio.current_time() + self.checkpoint_interval_s
+        next_round_s = trio.current_time()
+        for change in self.opening:
+            await self._write_own(change)
+        while not self.inbox.closing:
+            with trio.move_on_at(self._next_wake_s()):
+                await self.inbox.wait()
+            # Pace rounds, but never past a shutdown's wish to end.
+            await trio.sleep_until(next_round_s)
+            next_round_s = trio.current_time() + ROUND_S
+            await self._round()
+        self._take_arrivals()
+        await self._write(self.merger.flush())
+        await self._write_own(Checkpoint(self.clock.now_ns()))
+        self._show(await self.run_sync(self.journal.sync))
+
+    def _next_wake_s(self) -> float:
+        wake = self._checkpoint_at_s
+        deadline_ns = self.merger.next_deadline_ns()
+        if deadline_ns is not None:
+            wake = min(wake, trio.current_time() + self.clock.seconds_until(deadline_ns))
+        return min(wake, self.journal.sync_due_s)
+
+    async def _round(self) -> None:
+        drained_ns = self.clock.now_ns()
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        self._take_arrivals()
+        self.inbox.last_round_ns = drained_ns
+        self.merger.drained(drained_ns, except_for=self.inbox.busy)
+        released = self.merger.release(self.clock.now_ns())
+        await self._write(released)
+        for source, offset_ns in self.merger.take_offset_changes():
+            change = StateChange(
+                "clock", f"clock differs by {-offset_ns / 1e9:+.3f} s", offset_ns=offset_ns
+            )
+            self.inbox.feed(source).deliver([change], self.clock.now_ns())
+        now_s = trio.current_time()
+        if now_s >= self.journal.sync_due_s:
+            self._show(await self.run_sync(self.journal.sync))
+        if now_s >= self._checkpoint_at_s:
+            self._checkpoint_at_s = now_s + self.checkpoint_interval_s
+            step_ns = self.clock.check_wall()
+            if step_ns is not None:
+                reason = f"the wall clock was stepped by {step_ns / 1e9:+.3f} s"
+                await self._write_own(StateChange("clock", reason, offset_ns=step_ns))
+            await self._write_own(Checkpoint(self._through_ns(drained_ns)))
+
+    def _take_arrivals(self) -> None:
+        merger = self.merger
+        for arrival in self.inbox.take():
+            source = arrival.source
+            if isinstance(arrival, Connectivity):
+                if arrival.live:
+                    merger.opened(source)
+                    if arrival.offset_ns is not None:
+                        merger.guess_offset(source, arrival.offset_ns)
+                else:
+                    merger.closed(source)
+                continue
+            received_ns = arrival.received_ns
+            for item in arrival.items:
+                if isinstance(item, Event):
+                    live = not item.replayed
+                    merger.push(source, item, item.time_ns, received_ns, live=live)
+                else:
+                    merger.push(source, item, None, received_ns, live=False)
+
+    def _through_ns(self, drained_ns: int) -> int:
+        """Return the moment before which everything received is in the journal."""
+        held_since = self.merger.oldest_received_ns
+        moments = [drained_ns, *self.inbox.busy.values()]
+        if held_since is not None:
+            moments.append(held_since)
+        return min(moments)
+
+    async def _write(self, released: list[Released[Item]]) -> None:
+        for start in range(0, len(released), CHUNK):
+            await self._commit(released[start : start + CHUNK])
+
+    async def _commit(self, released: list[Released[Item]]) -> None:
+        journal, encode, coverage = self.journal, self._encoder.encode, self.journal.coverage
+        sources = coverage.to_bytes() if journal.rotation_due else b""
+        first_seq = seq = journal.next_seq
+        durable: int | None = journal.durable_seq
+        lines = []
+        weights: dict[SourceId, int] = {}
+        for r in released:
+            source, item = r.source, r.payload
+            lines.append(
+                encode(
+                    seq,
+                    item,
+                    source=source,
+                    at_ns=r.at_ns,
+                    received_ns=r.received_ns,
+                    late=r.late,
+                    durable=durable,
+                )
+            )
+            coverage.apply(source, item, r.at_ns)
+            weights[source] = weights.get(source, 0) + weigh_one(item)
+            durable = None
+            seq += 1
+            self.late += r.late
+        self._last_at_ns = max(self._last_at_ns, released[-1].at_ns)
+        await self._commit_lines(b"".join(lines), first_seq, seq - 1, sources)
+        self.recorded += len(released)
+        for source, weight in weights.items():
+            self.inbox.budget.release(source, weight)
+
+    async def _write_own(self, item: StateChange | Checkpoint) -> None:
+        """Write a record of the service itself; it takes the place behind the last released one."""
+        journal = self.journal
+        sources = journal.coverage.to_bytes() if journal.rotation_due else b""
+        now_ns = self.clock.now_ns()
+        seq, at_ns = journal.next_seq, self._last_at_ns or now_ns
+        line = self._encoder.encode(
+            seq,
+            item,
+            source=None,
+            at_ns=at_ns,
+            received_ns=now_ns,
+            late=False,
+            durable=journal.durable_seq,
+        )
+        journal.coverage.apply(None, item, at_ns)
+        await self._commit_lines(line, seq, seq, sources)
+
+    async def _commit_lines(self, data: bytes, first_seq: int, last_seq: int, sources: bytes) -> None:
+        now_s = trio.current_time()
+        self._show(await self.run_sync(self.journal.commit, data, first_seq, last_seq, sources, now_s))
+
+    def _show(self, position: Position) -> None:
+        if position.seq > self.horizon.position.seq:
+            self.horizon.publish(position)

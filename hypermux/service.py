@@ -1,0 +1,246 @@
+"""The composition root: which task lives in which nursery, and in what order they end.
+
+    readers                 subscribers, console, files: end last, each at the end of the journal
+      `- sequencer          ends when the inbox is closed and all of it is durable
+           `- supervisor    a task per source; cancelled first, at shutdown
+
+A drain walks that tree from the inside: no more upstream, the inbox closed, the last commit,
+then the readers. Each step has a deadline of its own, and whoever asked for the shutdown holds
+one over all (`cli.run` ends the process by it).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import trio
+from attrs import define, field
+
+from hypermux import __version__
+from hypermux.config.settings import Settings, Source
+from hypermux.core.clock import StreamClock
+from hypermux.core.intake import Budget
+from hypermux.core.lifecycle import Judgement
+from hypermux.core.merging import Merger
+from hypermux.downstream.horizon import Horizon
+from hypermux.downstream.journal import Journal
+from hypermux.downstream.reading import JournalReader
+from hypermux.downstream.sequencer import Inbox, RunSync, Sequencer
+from hypermux.downstream.storage import DiskStorage, Storage
+from hypermux.downstream.subscribers import serve_subscribers
+from hypermux.model.accounts import SourceId
+from hypermux.model.errors import Failure, Undelivered
+from hypermux.model.records import Item, StateChange
+from hypermux.upstream.connection import Observer, Outage
+from hypermux.upstream.dialing import SocketDialer
+from hypermux.upstream.supervisor import Supervisor
+from hypermux.upstream.transport import Dialer
+
+log = logging.getLogger("hypermux.service")
+
+# Shutdown, step by step: closing frames answered, then the last commit on a slow disk, then
+# readers that are behind. Together below the 90 s that service managers wait by default.
+UPSTREAM_END_S = 3.0
+LAST_COMMIT_S = 20.0
+READERS_END_S = 5.0
+
+T = TypeVar("T")
+
+
+class LoggedObserver:
+    """Writes what happens to sources to the log."""
+
+    def dialing(self, source: Source) -> None:
+        """A dial begins."""
+        log.debug("%s: connecting to %s", source.id, source.endpoint)
+
+    def opened(self, source: Source) -> None:
+        """A connection is open."""
+        log.info("%s: up", source.id)
+
+    def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
+        """A connection or a dial ended."""
+        log.warning("%s: %s (%s)", source.id, judgement.reason, judgement.verdict)
+
+
+def in_thread(limiter: trio.CapacityLimiter) -> RunSync:
+    """Return a runner of blocking calls in threads of their own; such a call is never abandoned.
+
+    Each kind of work has its own limiter: threads of the default one may all be waiting for a
+    resolver that hangs.
+    """
+
+    def run_sync(function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        return trio.to_thread.run_sync(function, *args, limiter=limiter)
+
+    return run_sync
+
+
+@define(eq=False)
+class Seams:
+    """All that the service takes from outside itself: clocks, chance, network, disk, threads."""
+
+    clock: StreamClock
+    utc_ns: Callable[[], int]
+    rng: random.Random
+    dialer: Dialer
+    storage: Storage
+    journal_runner: RunSync
+    reader_runner: RunSync
+    new_epoch: Callable[[], str]
+
+    @classmethod
+    def real(cls, settings: Settings) -> Seams:
+        """Return this machine's own; call it inside `trio.run`."""
+        return cls(
+            clock=StreamClock(trio.current_time, time.time_ns),
+            utc_ns=time.time_ns,
+            rng=random.Random(),
+            dialer=SocketDialer(dial_timeout_s=settings.connection.dial_timeout_s),
+            storage=DiskStorage(),
+            journal_runner=in_thread(trio.CapacityLimiter(1)),
+            reader_runner=in_thread(trio.CapacityLimiter(8)),
+            new_epoch=partial(secrets.token_hex, 4),
+        )
+
+
+Reader: TypeAlias = Callable[["Service"], Awaitable[None]]
+
+
+@define(eq=False)
+class Service:
+    """One running hypermux. `horizon` is there once `run` has started."""
+
+    settings: Settings
+    seams: Seams
+    observer: Observer = field(factory=LoggedObserver)
+    horizon: Horizon = field(init=False)
+    journal: Journal = field(init=False)
+    supervisor: Supervisor = field(init=False)
+    sequencer: Sequencer = field(init=False)
+
+    def open_reader(self, after: int) -> JournalReader:
+        """Return a reader of the journal that starts behind record `after`."""
+        return JournalReader(self.journal.directory, self.seams.storage, after=after)
+
+    async def run(
+        self,
+        shutdown: trio.Event,
+        *,
+        readers: Sequence[Reader] = (),
+        serve_socket: bool = True,
+        task_status: trio.TaskStatus[Service] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run until `shutdown` is set, then drain.
+
+        Started when the journal is open and the socket accepts. Raises DamagedData, DiskFault,
+        Unreachable (the state directory or socket is in use) and Undelivered.
+        """
+        seams = self.seams
+        self.journal = await seams.journal_runner(
+            partial(
+                Journal.open,
+                self.settings.state_dir / "journal",
+                seams.storage,
+                self.settings.journal,
+                new_epoch=seams.new_epoch,
+                now_ns=seams.clock.now_ns(),
+            )
+        )
+        try:
+            self._assemble()
+            async with trio.open_nursery() as nursery:
+                if serve_socket:
+                    await nursery.start(self._serve_subscribers)
+                for reader in readers:
+                    nursery.start_soon(reader, self)
+                task_status.started(self)
+                await self._sequence(shutdown)
+                self.horizon.end()
+                nursery.cancel_scope.deadline = trio.current_time() + READERS_END_S
+            if nursery.cancel_scope.cancelled_caught:
+                log.warning("some readers had not read everything; it is in the journal")
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_COMMIT_S):
+                await seams.journal_runner(self.journal.close)
+
+    async def _sequence(self, shutdown: trio.Event) -> None:
+        inbox, clock = self.sequencer.inbox, self.seams.clock
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.sequencer.run)
+            with trio.CancelScope() as upstream:
+                async with trio.open_nursery() as sources:
+                    sources.start_soon(self.supervisor.run)
+                    await shutdown.wait()
+                    log.info("stopping: closing connections")
+                    upstream.cancel()
+            inbox.close(clock.now_ns())
+            nursery.cancel_scope.deadline = trio.current_time() + LAST_COMMIT_S
+        if nursery.cancel_scope.cancelled_caught:
+            raise Undelivered("stopped before everything received was written to the journal")
+
+    async def _serve_subscribers(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await serve_subscribers(
+            self.settings.socket,
+            self.horizon,
+            self.open_reader,
+            run_sync=self.seams.reader_runner,
+            task_status=task_status,
+        )
+
+    def _assemble(self) -> None:
+        """Build the stages from the settings and from what the journal remembers."""
+        settings, seams, journal = self.settings, self.seams, self.journal
+        merge, coverage = settings.merge, journal.coverage
+        self.horizon = Horizon(journal.epoch, journal.position)
+        merger: Merger[Item] = Merger(
+            max_hold_ns=int(merge.max_hold_s * 1e9),
+            window_ns=None if merge.window_s is None else int(merge.window_s * 1e9),
+            last_key=coverage.last_key,
+        )
+        outages: dict[SourceId, Outage] = {}
+        for source, covered in coverage.sources.items():
+            merger.opened(source, last_at_ns=covered.last_at_ns)
+            merger.closed(source)
+            if covered.up:
+                since_ns = max(coverage.through_ns, covered.since_ns)
+                outages[source] = Outage(since_ns, "restart")
+            else:
+                outages[source] = Outage(covered.outage_from_ns, covered.cause)
+        self.sequencer = Sequencer(
+            inbox=Inbox(Budget(settings.buffer.size, settings.buffer.per_source)),
+            merger=merger,
+            journal=journal,
+            horizon=self.horizon,
+            clock=seams.clock,
+            run_sync=seams.journal_runner,
+            checkpoint_interval_s=settings.journal.checkpoint_interval_s,
+            opening=self._opening(),
+        )
+        self.supervisor = Supervisor(
+            settings=settings,
+            dialer=seams.dialer,
+            clock=seams.clock,
+            utc_ns=seams.utc_ns,
+            rng=seams.rng,
+            observer=self.observer,
+            feed=self.sequencer.inbox.feed,
+            outages=outages,
+        )
+
+    def _opening(self) -> list[StateChange]:
+        """Return what the journal is told first: that we run, and what recovery had to cut."""
+        journal = self.journal
+        changes = [StateChange("start", f"hypermux {__version__}")]
+        if journal.new_epoch_began:
+            reason = f"epoch {journal.epoch}: {journal.cut} unsynced bytes were set aside"
+            changes.append(StateChange("epoch", reason if journal.cut else f"epoch {journal.epoch}"))
+        return changes

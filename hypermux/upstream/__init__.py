@@ -1,0 +1,1 @@
+"""Connections to event sources: dial, sign, read, judge, try again."""

@@ -1,0 +1,151 @@
+"""A task for each source under one nursery, and what they share: the gate, keys, transports."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import trio
+from attrs import define, field
+
+from hypermux.config import credentials
+from hypermux.config.settings import ConnectionSettings, Settings, Source
+from hypermux.core.clock import StreamClock
+from hypermux.core.intake import Feed
+from hypermux.core.lifecycle import Lifecycle
+from hypermux.core.limiter import Allocator
+from hypermux.model.accounts import Credential, SourceId
+from hypermux.upstream.connection import Connection, Keys, Observer, Outage, Transport
+from hypermux.upstream.docker import stream_docker
+from hypermux.upstream.gate import Gate
+from hypermux.upstream.transport import Dialer, Listener
+from hypermux.upstream.websocket import stream_websocket
+
+# Key files may be on a network disk and credential processes may hang: they wait for each other
+# here, never for the journal's thread.
+_KEY_READERS = 4
+
+
+@define(eq=False)
+class KeyRing:
+    """Credentials by account, read when first needed and again after a refusal."""
+
+    _limiter: trio.CapacityLimiter = field(factory=partial(trio.CapacityLimiter, _KEY_READERS))
+    _cached: dict[str, Credential] = field(factory=dict)
+
+    async def get(self, source: Source) -> Credential | None:
+        """Return the credential of `source`. Raises ConfigurationFault."""
+        if source.credential is None:
+            return None
+        account = source.id.account
+        if account not in self._cached:
+            if source.credential.secret_key is not None:
+                self._cached[account] = credentials.load(source.credential)
+            else:
+                self._cached[account] = await trio.to_thread.run_sync(
+                    credentials.load, source.credential, limiter=self._limiter
+                )
+        return self._cached[account]
+
+    def refused(self, source: Source) -> None:
+        """Forget the credential: a rotated secret is read at the next dial."""
+        self._cached.pop(source.id.account, None)
+
+
+@define(eq=False)
+class Transports:
+    """The transport of each kind of upstream, over one dialer."""
+
+    dialer: Dialer
+    settings: ConnectionSettings
+    utc_ns: Callable[[], int]
+    rng: random.Random
+
+    def of(self, source: Source) -> Transport:
+        """Return the transport for `source`."""
+        return self._docker if source.upstream == "docker" else self._hyper
+
+    async def _hyper(
+        self,
+        source: Source,
+        credential: Credential | None,
+        listener: Listener,
+        sign_offset_s: float,
+    ) -> None:
+        assert credential is not None  # the configuration demands one for this upstream
+        await stream_websocket(
+            source,
+            credential,
+            dialer=self.dialer,
+            listener=listener,
+            settings=self.settings,
+            now_utc_s=lambda: self.utc_ns() / 1e9 + sign_offset_s,
+            rng=self.rng,
+        )
+
+    async def _docker(
+        self,
+        source: Source,
+        credential: Credential | None,
+        listener: Listener,
+        sign_offset_s: float,
+    ) -> None:
+        await stream_docker(source, dialer=self.dialer, listener=listener, settings=self.settings)
+
+
+@define(eq=False)
+class Supervisor:
+    """Runs every source of a configuration; `connections` is there for status."""
+
+    settings: Settings
+    dialer: Dialer
+    clock: StreamClock
+    utc_ns: Callable[[], int]
+    rng: random.Random
+    observer: Observer
+    feed: Callable[[SourceId], Feed]
+    outages: Mapping[SourceId, Outage]
+    connections: dict[SourceId, Connection] = field(factory=dict)
+
+    async def run(self) -> None:
+        """Keep all sources connected until cancelled; no failure of an upstream ends it."""
+        settings, limits = self.settings, self.settings.limits
+        gate = Gate(
+            Allocator(
+                max_connections=limits.max_connections,
+                connect_rate=limits.connect_rate,
+                connect_burst=limits.connect_burst,
+                per_account=limits.per_account,
+                per_endpoint=limits.per_endpoint,
+                account_caps=settings.account_caps,
+                now=trio.current_time(),
+            )
+        )
+        keys: Keys = KeyRing()
+        transports = Transports(self.dialer, settings.connection, self.utc_ns, self.rng)
+        backoff = settings.connection.backoff
+        configured_ns = self.clock.now_ns()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gate.run)
+            for source in settings.sources:
+                lifecycle = Lifecycle(
+                    min_s=backoff.min_s,
+                    max_s=backoff.max_s,
+                    reset_after_s=backoff.reset_after_s,
+                    rng=self.rng,
+                )
+                connection = self.connections[source.id] = Connection(
+                    source=source,
+                    gate=gate,
+                    feed=self.feed(source.id),
+                    keys=keys,
+                    transport=transports.of(source),
+                    lifecycle=lifecycle,
+                    settings=settings.connection,
+                    clock=self.clock,
+                    observer=self.observer,
+                    outage=self.outages.get(source.id, Outage(configured_ns, "start")),
+                    utc_ns=self.utc_ns,
+                )
+                nursery.start_soon(connection.run, name=f"source {source.id}")
