@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import trio
@@ -26,17 +27,18 @@ from hypermux import __version__
 from hypermux.config.settings import Settings, Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.intake import Budget
-from hypermux.core.lifecycle import Judgement
 from hypermux.core.merging import Merger
+from hypermux.core.verdicts import Judgement
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.journal import Journal
-from hypermux.downstream.reading import JournalReader
-from hypermux.downstream.sequencer import Inbox, RunSync, Sequencer
+from hypermux.downstream.reading import JournalReader, resolve_cursor
+from hypermux.downstream.sequencer import Inbox, Sequencer
 from hypermux.downstream.storage import DiskStorage, Storage
 from hypermux.downstream.subscribers import serve_subscribers
+from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Failure, Undelivered
-from hypermux.model.records import Item, StateChange
+from hypermux.model.records import Cursor, Item, StateChange
 from hypermux.upstream.connection import Observer, Outage
 from hypermux.upstream.dialing import SocketDialer
 from hypermux.upstream.supervisor import Supervisor
@@ -94,6 +96,7 @@ class Seams:
     journal_runner: RunSync
     reader_runner: RunSync
     new_epoch: Callable[[], str]
+    boot: str = ""
 
     @classmethod
     def real(cls, settings: Settings) -> Seams:
@@ -107,7 +110,16 @@ class Seams:
             journal_runner=in_thread(trio.CapacityLimiter(1)),
             reader_runner=in_thread(trio.CapacityLimiter(8)),
             new_epoch=partial(secrets.token_hex, 4),
+            boot=_boot_id(),
         )
+
+
+def _boot_id() -> str:
+    """Return the name of the machine's present boot, empty where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 Reader: TypeAlias = Callable[["Service"], Awaitable[None]]
@@ -127,7 +139,16 @@ class Service:
 
     def open_reader(self, after: int) -> JournalReader:
         """Return a reader of the journal that starts behind record `after`."""
-        return JournalReader(self.journal.directory, self.seams.storage, after=after)
+        journal = self.journal
+        return JournalReader(
+            journal.directory, self.seams.storage, after=after, near=self.horizon.position
+        )
+
+    def resolve(self, cursor: Cursor) -> int | str:
+        """Return the seq that `cursor` stands for, or why a reader cannot go on from it."""
+        journal = self.journal
+        shown = self.horizon.position.seq
+        return resolve_cursor(cursor, journal.epochs, journal.first_seq, shown + 1)
 
     async def run(
         self,
@@ -151,6 +172,7 @@ class Service:
                 self.settings.journal,
                 new_epoch=seams.new_epoch,
                 now_ns=seams.clock.now_ns(),
+                boot=seams.boot,
             )
         )
         try:
@@ -192,6 +214,7 @@ class Service:
             self.settings.socket,
             self.horizon,
             self.open_reader,
+            resolve=self.resolve,
             run_sync=self.seams.reader_runner,
             task_status=task_status,
         )
@@ -213,8 +236,9 @@ class Service:
             if covered.up:
                 since_ns = max(coverage.through_ns, covered.since_ns)
                 outages[source] = Outage(since_ns, "restart")
-            else:
-                outages[source] = Outage(covered.outage_from_ns, covered.cause)
+            elif covered.outage_from_ns is not None:
+                cause = covered.cause or "restart"
+                outages[source] = Outage(covered.outage_from_ns, cause, recorded=True)
         self.sequencer = Sequencer(
             inbox=Inbox(Budget(settings.buffer.size, settings.buffer.per_source)),
             merger=merger,
@@ -242,5 +266,7 @@ class Service:
         changes = [StateChange("start", f"hypermux {__version__}")]
         if journal.new_epoch_began:
             reason = f"epoch {journal.epoch}: {journal.cut} unsynced bytes were set aside"
-            changes.append(StateChange("epoch", reason if journal.cut else f"epoch {journal.epoch}"))
+            changes.append(
+                StateChange("epoch", reason if journal.cut else f"epoch {journal.epoch}")
+            )
         return changes

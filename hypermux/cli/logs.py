@@ -9,13 +9,18 @@ from typing import Literal
 
 import msgspec
 
+from hypermux.core.wording import printable
+
+# A log line that is longer tells nobody more.
+MAX_LINE = 2000
+
 
 class _Human(logging.Formatter):
     """`12:00:01 warning prod/us-west-1: refused`."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = printable(record.getMessage())
+        text = printable(record.getMessage(), MAX_LINE)
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return f"{clock} {record.levelname.lower()} {text}"
@@ -34,11 +39,6 @@ class _Json(logging.Formatter):
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(fields).decode()
-
-
-def printable(text: str) -> str:
-    """Return `text` with whatever could steer a terminal escaped; servers write parts of it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def configure(level: str, form: Literal["auto", "human", "json"]) -> None:

@@ -27,6 +27,7 @@ class StreamClock:
     _anchor_ns: int = field(init=False)
     _zero_s: float = field(init=False)
     _last_ns: int = field(init=False, default=0)
+    _ignored_ns: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
         self._anchor_ns = self.wall()
@@ -48,14 +49,13 @@ class StreamClock:
 
         A step is reported once.
         """
-        step = self.wall() - self.now_ns() - self._ignored_ns
+        ahead = self.wall() - self.now_ns()
+        step = ahead - self._ignored_ns
         if abs(step) <= STEP_NS:
             return None
-        if self.wall() > self._last_ns:
-            self._anchor_ns += self.wall() - self.now_ns()
+        if ahead > 0:
+            self._anchor_ns += ahead
             self._ignored_ns = 0
         else:
-            self._ignored_ns += step
+            self._ignored_ns = ahead
         return step
-
-    _ignored_ns: int = field(init=False, default=0)

@@ -10,8 +10,11 @@ Rules, for the records of one source in order:
                   replay made one needless)
     state down    an outage is open from its `from`; one that is open already keeps its first
                   `from`, over any number of restarts, and takes the new cause
-    gap           closes the outage; then the source is neither until `up` or `down` says so
-                  (removed, paused). Causes in COUNTED tell of events dropped while connected
+    gap           reaching over the beginning of the open outage: what is left of the outage begins
+                  at the gap's end, until `up` says that nothing is left. (Were the outage over, a
+                  crash between the two records would hide what came after.) Causes in COUNTED
+                  tell of events dropped while connected, and change nothing
+    state config  removed or paused: neither connected nor in an outage, so not covered
     anything else changes nothing but the time of the last record
 """
 
@@ -99,8 +102,13 @@ class Coverage:
                     known.outage_from_ns = at_ns if item.from_ns is None else item.from_ns
                 known.up, known.since_ns = False, known.outage_from_ns
                 known.cause = item.cause
+            elif item.state == "config":
+                known.up, known.since_ns = False, at_ns
+                known.outage_from_ns = known.cause = None
         elif isinstance(item, Gap) and item.cause not in COUNTED:
-            known.outage_from_ns = known.cause = None
+            begun = known.outage_from_ns
+            if begun is not None and item.from_ns <= begun <= item.to_ns:
+                known.outage_from_ns = known.since_ns = item.to_ns
 
     @property
     def wall_ns(self) -> int:

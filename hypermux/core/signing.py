@@ -46,6 +46,11 @@ class Signed:
     headers: tuple[tuple[str, str], ...] = field(repr=False)
 
 
+def wire_path(path: str) -> str:
+    """Return a configured path as it goes on the wire: escapes kept, the rest made safe."""
+    return quote(path, safe="/%:@!$&'()*+,;=~")
+
+
 def canonical_uri(path: str) -> str:
     """Return the path as it is signed: decoded, no empty segments, each percent-encoded."""
     segments = unquote_to_bytes(path).split(b"/")

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import trio
 from attrs import define, field, frozen
@@ -25,6 +24,7 @@ from hypermux.core.merging import Merger, Released
 from hypermux.core.recording import Encoder
 from hypermux.downstream.horizon import Horizon, Position
 from hypermux.downstream.journal import Journal
+from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Event, Item, StateChange
 
@@ -35,8 +35,6 @@ log = logging.getLogger("hypermux.sequencer")
 ROUND_S = 0.005
 # Records encoded between two awaits: about 10 ms of work, so that pings are answered in time.
 CHUNK = 4096
-
-T = TypeVar("T")
 
 
 @frozen
@@ -58,13 +56,6 @@ class Delivery:
 
 
 Arrival: TypeAlias = Connectivity | Delivery
-
-
-class RunSync(Protocol):
-    """Runs blocking work away from the event loop: a thread, or a plain call in virtual time."""
-
-    def __call__(self, function: Callable[..., T], *args: Any) -> Awaitable[T]:
-        """Return what `function(*args)` returns."""
 
 
 @define(eq=False)
@@ -179,7 +170,8 @@ class Sequencer:
         deadline_ns = self.merger.next_deadline_ns()
         if deadline_ns is not None:
             wake = min(wake, trio.current_time() + self.clock.seconds_until(deadline_ns))
-        return min(wake, self.journal.sync_due_s)
+        sync_due_s = self.journal.sync_due_s
+        return wake if sync_due_s is None else min(wake, sync_due_s)
 
     async def _round(self) -> None:
         drained_ns = self.clock.now_ns()
@@ -196,8 +188,9 @@ class Sequencer:
             )
             self.inbox.feed(source).deliver([change], self.clock.now_ns())
         now_s = trio.current_time()
-        if now_s >= self.journal.sync_due_s:
-            self._show(await self.run_sync(self.journal.sync))
+        sync_due_s = self.journal.sync_due_s
+        if sync_due_s is not None and now_s >= sync_due_s:
+            self._show(await self.run_sync(self.journal.sync, now_s))
         if now_s >= self._checkpoint_at_s:
             self._checkpoint_at_s = now_s + self.checkpoint_interval_s
             step_ns = self.clock.check_wall()
@@ -287,9 +280,13 @@ class Sequencer:
         journal.coverage.apply(None, item, at_ns)
         await self._commit_lines(line, seq, seq, sources)
 
-    async def _commit_lines(self, data: bytes, first_seq: int, last_seq: int, sources: bytes) -> None:
+    async def _commit_lines(
+        self, data: bytes, first_seq: int, last_seq: int, sources: bytes
+    ) -> None:
         now_s = trio.current_time()
-        self._show(await self.run_sync(self.journal.commit, data, first_seq, last_seq, sources, now_s))
+        self._show(
+            await self.run_sync(self.journal.commit, data, first_seq, last_seq, sources, now_s)
+        )
 
     def _show(self, position: Position) -> None:
         if position.seq > self.horizon.position.seq:

@@ -27,7 +27,8 @@ VALID_FOR_S = 300
 
 _AUTHORIZATION = re.compile(
     ALGORITHM + r" Credential=(?P<key>[^/,\s]+)/(?P<day>[0-9]{8})/(?P<region>[^/,\s]+)"
-    r"/hyper/hyper_request, ?SignedHeaders=(?P<names>[^,\s]+), ?Signature=(?P<signature>[0-9a-f]{64})"
+    r"/hyper/hyper_request, ?SignedHeaders=(?P<names>[^,\s]+)"
+    r", ?Signature=(?P<signature>[0-9a-f]{64})"
 )
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~")
 _HEX_PAIR = re.compile(rb"%([0-9A-Fa-f]{2})")
@@ -175,9 +176,10 @@ def _signed_headers(request: Request) -> list[tuple[str, str]]:
         if name in ("content-type", "content-md5", "host") or name.startswith("x-hyper-"):
             found.setdefault(name, []).append(value.strip())
     if "host" in found:
-        # Split at every colon, as the original does: the port of an IPv6 host is not found.
+        # The field behind the first colon, as the original looks at it: an IPv6 host's port is
+        # not there.
         fields = found["host"][0].split(":")
-        if len(fields) == 2 and fields[1] in ("80", "443"):
+        if len(fields) > 1 and fields[1] in ("80", "443"):
             found["host"] = [fields[0]]
     return [(name, ",".join(found[name])) for name in sorted(found)]
 

@@ -14,14 +14,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
-from hypermux.config.settings import ConnectionSettings, Source
+from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.decoding import decode_batch
 from hypermux.core.intake import Feed
-from hypermux.core.lifecycle import Judgement, Lifecycle, State, Verdict, judge
+from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
+from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.accounts import Credential
 from hypermux.model.errors import ConfigurationFault, ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event, Gap, Item, StateChange
@@ -33,10 +34,15 @@ log = logging.getLogger("hypermux.connection")
 
 @frozen
 class Outage:
-    """A time without a connection: since when, and the word for its gap."""
+    """A time without a connection: since when, and the word for its gap.
+
+    `recorded`: the journal has its `down` already. One that it has not must get it before the
+    next checkpoint, or a second crash would shorten the outage.
+    """
 
     from_ns: int
     cause: str
+    recorded: bool = False
 
 
 class Observer(Protocol):
@@ -95,7 +101,6 @@ class Connection:
     keys: Keys
     transport: Transport
     lifecycle: Lifecycle
-    settings: ConnectionSettings
     clock: StreamClock
     observer: Observer
     _outage: Outage | None
@@ -103,12 +108,15 @@ class Connection:
     counters: Counters = field(factory=Counters)
     _told: tuple[str, str] | None = None
     _heard_ns: int = 0
-    _opened_s: float = 0.0
     _sign_offset_s: float = 0.0
 
     async def run(self) -> None:
         """Keep the source connected until cancelled."""
         rank = Rank.NEW
+        outage = self._outage
+        if outage is not None and not outage.recorded:
+            down = StateChange("down", None, None, outage.cause, outage.from_ns)
+            self.feed.deliver([down], self.clock.now_ns())
         try:
             while True:
                 self.lifecycle.waiting(trio.current_time())
@@ -148,7 +156,6 @@ class Connection:
         """End the outage: one gap from its first moment to now, then `up`."""
         now_ns = self.clock.now_ns()
         self.lifecycle.opened(trio.current_time())
-        self._opened_s = trio.current_time()
         self.counters.opened += 1
         with self.gate.changing() as allocator:
             allocator.succeeded(self.source.id, trio.current_time())
@@ -165,10 +172,9 @@ class Connection:
     def heard(self) -> None:
         """Note that the peer is alive; it is healthy when it has been for long enough."""
         self._heard_ns = self.clock.now_ns()
-        if self.lifecycle.state is State.PROVING:
-            now = trio.current_time()
-            if now >= self._opened_s + self.settings.backoff.reset_after_s:
-                self.lifecycle.healthy(now)
+        healthy_at = self.lifecycle.healthy_at()
+        if healthy_at is not None and trio.current_time() >= healthy_at:
+            self.lifecycle.healthy(trio.current_time())
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         """Decode a read's messages and hand them on."""
@@ -190,16 +196,21 @@ class Connection:
     def _fell(self, failure: Failure, dialed_at: float) -> float:
         """Tell the stream and the limiter of a failure; return the seconds to wait."""
         now, now_ns = trio.current_time(), self.clock.now_ns()
-        secure = self.source.endpoint.secure
-        judgement = judge(failure, secure=secure, now_utc_ns=self.utc_ns())
-        if judgement.verdict is Verdict.SKEWED:
-            judgement = self._correct_clock(judgement, failure)
-        if judgement.verdict is Verdict.DENIED:
+        was_up = self._outage is None
+        judgement = judge(
+            failure,
+            secure=self.source.endpoint.secure and self.source.tls.verify,
+            now_utc_ns=self.utc_ns(),
+            opened=was_up,
+        )
+        pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
+        if judgement.offset_ns is not None:
+            self._sign_offset_s = judgement.offset_ns / 1e9
+        if pause.state is State.DENIED:
             self.keys.refused(self.source)
         if judgement.verdict is Verdict.THROTTLED:
             with self.gate.changing() as allocator:
                 allocator.throttled(self.source.id, dialed_at, failure.retry_after_s, now)
-        was_up = self._outage is None
         if was_up:
             self.feed.closed()
             self._outage = Outage(self._heard_ns, judgement.cause)
@@ -207,7 +218,6 @@ class Connection:
             self._outage = Outage(self._outage.from_ns, judgement.cause)
         self._tell_down(judgement, now_ns)
         self.observer.failed(self.source, judgement, failure)
-        pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
         return pause.delay_s
 
     def _tell_down(self, judgement: Judgement, now_ns: int) -> None:
@@ -224,13 +234,6 @@ class Connection:
             from_ns=self._outage.from_ns,
         )
         self.feed.deliver([change], now_ns)
-
-    def _correct_clock(self, judgement: Judgement, failure: Failure) -> Judgement:
-        """Sign with the server's time from now on; a second refusal is a real one."""
-        if self._sign_offset_s or failure.date_ns is None:
-            return evolve(judgement, verdict=Verdict.DENIED, cause="denied")
-        self._sign_offset_s = (failure.date_ns - self.utc_ns()) / 1e9
-        return judgement
 
     def _stopped(self) -> None:
         """Record the end: a source that was up is down from now, by our own doing."""

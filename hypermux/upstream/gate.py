@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,7 +60,7 @@ class Gate:
         while True:
             self._changed = trio.Event()
             at = self.allocator.next_at(trio.current_time())
-            with trio.move_on_at(trio.inf if at is None else at) as scope:
+            with trio.move_on_at(math.inf if at is None else at) as scope:
                 await self._changed.wait()
             if scope.cancelled_caught:
                 self._grant()

@@ -142,7 +142,6 @@ class Supervisor:
                     keys=keys,
                     transport=transports.of(source),
                     lifecycle=lifecycle,
-                    settings=settings.connection,
                     clock=self.clock,
                     observer=self.observer,
                     outage=self.outages.get(source.id, Outage(configured_ns, "start")),

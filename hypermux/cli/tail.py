@@ -1,0 +1,145 @@
+"""`hypermux tail`: read a running service's records, from any point on."""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hypermux.cli.printing import make_formatter, notice, printing_options
+from hypermux.config import accounts_file
+from hypermux.config.units import UnitError, parse_duration
+from hypermux.core.filters import FilterError, Filters
+from hypermux.core.lines import moment_ns
+from hypermux.downstream.console import Color, Output, StdoutWriter
+from hypermux.downstream.follow import follow
+from hypermux.model.errors import ConfigurationFault, UsageFault
+from hypermux.model.records import Cursor, Kind
+
+# Checkpoints are for programs that keep cursors; the other forms have nothing to show of them,
+# and a limit should count what is shown.
+_SHOWN = [Kind.EVENT, Kind.GAP, Kind.STATE, Kind.UNPARSED]
+_SHOWN_RAW = [Kind.EVENT, Kind.GAP, Kind.UNPARSED]
+
+
+@click.command("tail")
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="Where to connect.")
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="Take the socket from there.")
+@click.option("--after", metavar="CURSOR|start", help="Begin behind EPOCH:SEQ, or at the start.")
+@click.option("--since", metavar="TIME", help="From a time on: RFC 3339, seconds, or 10m ago.")
+@click.option("--until", metavar="TIME", help="Up to a time, likewise; ends there.")
+@click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="As docker events.")
+@click.option("--account", "accounts", multiple=True, metavar="GLOB", help="These accounts.")
+@click.option("--region", "regions", multiple=True, metavar="GLOB", help="These regions.")
+@click.option("--kinds", multiple=True, metavar="KIND[,KIND]", help="Kinds of records.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), help="End after so many records.")
+@click.option("--no-follow", is_flag=True, help="End at what is there now.")
+@printing_options
+def command(
+    socket_path: Path | None,
+    config: Path | None,
+    after: str | None,
+    since: str | None,
+    until: str | None,
+    filters: tuple[str, ...],
+    accounts: tuple[str, ...],
+    regions: tuple[str, ...],
+    kinds: tuple[str, ...],
+    limit: int | None,
+    no_follow: bool,
+    output: Output | None,
+    color: Color,
+) -> None:
+    """Print the records of a running service: from now on, or from any point.
+
+    A service that restarts is waited for and read on without a gap or a repeat. Selecting by
+    account, region or filter never hides a loss: gap and state records of the accounts and
+    regions selected are shown, too, unless --kinds leaves them out. Ctrl-C ends it, with
+    exit code 0: there is no other way to end it, so it is no failure.
+    """
+    formatter = make_formatter(output, color)
+    request: dict[str, Any] = {}
+    if after is not None:
+        request["after"] = _checked_after(after)
+    for key, moment in (("since", since), ("until", until)):
+        if moment is not None:
+            request[key] = _moment(key, moment)
+    if filters:
+        try:
+            request["filters"] = Filters.parse_flags(filters).encode()
+        except FilterError as error:
+            raise UsageFault(f"--filter: {error}") from None
+    if accounts:
+        request["accounts"] = list(accounts)
+    if regions:
+        request["regions"] = list(regions)
+    wanted = [kind for text in kinds for kind in text.split(",") if kind]
+    if not wanted and formatter.output != "json":
+        wanted = [*(_SHOWN_RAW if formatter.output == "raw" else _SHOWN)]
+    if wanted:
+        request["kinds"] = wanted
+    if limit is not None:
+        request["limit"] = limit
+    if no_follow:
+        request["follow"] = False
+    writer = StdoutWriter()
+    blocks = follow(
+        socket_path or _find_socket(config),
+        request,
+        notice=notice,
+        sleep=time.sleep,
+        rng=random.Random(),
+    )
+    try:
+        for block in blocks:
+            writer.write(formatter.format(block))
+    except KeyboardInterrupt:
+        return
+
+
+def _checked_after(text: str) -> str:
+    if text in ("start", "live"):
+        return text
+    try:
+        return str(Cursor.parse(text))
+    except ValueError as error:
+        raise UsageFault(f"--after: {error}; or start") from None
+
+
+def _moment(option: str, text: str) -> str:
+    """Return a time as the service takes it; a duration counts back from now."""
+    try:
+        moment_ns(text)
+        return text
+    except ValueError as error:
+        form = str(error)
+    try:
+        ago_ns = int(parse_duration(text) * 1e9)
+    except UnitError:
+        pass
+    else:
+        seconds, rest = divmod(time.time_ns() - ago_ns, 10**9)
+        return f"{seconds}.{rest:09d}"
+    try:
+        local = datetime.fromisoformat(text)  # without an offset: this machine's time
+    except ValueError:
+        raise UsageFault(f"--{option}: {form}, or as a duration back from now, 10min") from None
+    return f"{int(local.astimezone().timestamp())}.{local.microsecond * 1000:09d}"
+
+
+def _find_socket(config: Path | None) -> Path:
+    """Return the socket that a configuration names, or the usual one."""
+    path = config or accounts_file.find()
+    if path is not None:
+        try:
+            return accounts_file.load(path).socket.path
+        except (ConfigurationFault, OSError):
+            # A reader need not be able to read the service's secrets; only a file that was
+            # asked for has to be right.
+            if config is not None:
+                raise
+    return accounts_file.default_socket_path()

@@ -1,0 +1,229 @@
+"""`hypermux watch`: sources in the foreground, records on the terminal, nothing kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import click
+import trio
+from attrs import define, evolve, frozen
+
+from hypermux.cli import watching
+from hypermux.cli.keys import credential_source, key_options
+from hypermux.cli.logs import configure
+from hypermux.cli.printing import make_formatter, notice, printing_options
+from hypermux.cli.running import run_service
+from hypermux.cli.tail import print_records
+from hypermux.config import accounts_file
+from hypermux.config.settings import Settings
+from hypermux.core import lines, rendering
+from hypermux.core.filters import DOCKER_FIELDS, HYPER_FIELDS, FilterError, Filters
+from hypermux.core.selection import Selection, Selector
+from hypermux.downstream.console import Color, Formatter, Output, StdoutWriter, run_console
+from hypermux.model.accounts import RegionSigning, Tls
+from hypermux.model.errors import DiskFault, UsageFault
+from hypermux.service import Service
+
+log = logging.getLogger("hypermux.watch")
+
+
+class Printer(Protocol):
+    """Turns blocks of record lines into what is written."""
+
+    def format(self, block: bytes) -> bytes:
+        """Return what to write for whole record lines."""
+
+
+@frozen
+class Selected:
+    """Prints only what was selected."""
+
+    printer: Printer
+    selector: Selector
+
+    def format(self, block: bytes) -> bytes:
+        """See `Printer.format`."""
+        return self.printer.format(self.selector.select(block)[0])
+
+
+@frozen
+class PrettyEvents:
+    """The events alone, indented; all else as `aside` prints it."""
+
+    aside: Formatter
+
+    def format(self, block: bytes) -> bytes:
+        """See `Printer.format`."""
+        events = []
+        for line in block.splitlines(keepends=True):
+            raw = lines.event_of(line)
+            events.append(self.aside.format(line) if raw is None else rendering.pretty(raw))
+        return b"".join(events)
+
+
+@click.command("watch")
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="The accounts file.")
+@click.option("--docker", multiple=True, metavar="URL", help="A Docker or Podman host; repeats.")
+@click.option("--addr", metavar="HOST:PORT", help="One account at this address, without a file.")
+@key_options
+@click.option("--region", help="With --addr: the region; else the host's first label.")
+@click.option("--path", default="/events/ws", show_default=True, help="With --addr: the path.")
+@click.option("--ca", type=click.Path(), help="With --addr: the authority to trust (PEM).")
+@click.option("--insecure", is_flag=True, help="With --addr: accept any certificate.")
+@click.option("--plain", is_flag=True, help="With --addr: no TLS.")
+@click.option(
+    "--region-signing",
+    type=click.Choice(["explicit", "legacy"]),
+    default="explicit",
+    help="With --addr: legacy signs as the original client did.",
+)
+@click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE[,…]", help="Select events.")
+@click.option("--pretty", is_flag=True, help="Indented JSON; with --addr of the events alone.")
+@click.option("--debug", is_flag=True, help="With --addr: print a curl and a wscat command line.")
+@click.option("--output", "file", type=click.Path(path_type=Path), help="Append records there too.")
+@printing_options
+def command(
+    config: Path | None,
+    docker: tuple[str, ...],
+    addr: str | None,
+    access_key: str | None,
+    secret_key_file: str | None,
+    region: str | None,
+    path: str,
+    ca: str | None,
+    insecure: bool,
+    plain: bool,
+    region_signing: RegionSigning,
+    filters: tuple[str, ...],
+    pretty: bool,
+    debug: bool,
+    file: Path | None,
+    output: Output | None,
+    color: Color,
+) -> None:
+    """Watch one account (--addr), Docker hosts (--docker), or all of an accounts file.
+
+    With none of them and no accounts file: the engine of DOCKER_HOST, or the default one. Where
+    a service runs with that accounts file already, its stream is read instead. Nothing is kept
+    when it ends, but what --output FILE was given. Ctrl-C ends it.
+    """
+    if sum([config is not None, bool(docker), addr is not None]) > 1:
+        raise UsageFault("--config, --docker and --addr exclude each other")
+    if addr is None and (debug or access_key or secret_key_file or region or ca or insecure):
+        raise UsageFault("--access-key, --region, --ca, --insecure and --debug go with --addr")
+    if pretty and output not in (None, "pretty"):
+        raise UsageFault("--pretty and -o exclude each other")
+    if addr is not None:
+        endpoint = watching.hyper_endpoint(addr, path, plain=plain)
+        settings = watching.one_account(
+            endpoint,
+            region or watching.region_of(endpoint.host),
+            credential_source(access_key, secret_key_file),
+            tls=Tls(verify=not insecure, ca=None if ca is None else os.path.abspath(ca)),
+            filters=_filters(filters, HYPER_FIELDS),
+            region_signing=region_signing,
+        )
+        raw = make_formatter(output or "raw", color)
+        _watch(settings, PrettyEvents(raw) if pretty else raw, file, debug=debug)
+        return
+    formatter = make_formatter("pretty" if pretty else output, color)
+    selected = _filters(filters, DOCKER_FIELDS)
+    found = None if docker else config or accounts_file.find()
+    if found is None:
+        hosts = docker or [watching.default_docker()]
+        _watch(watching.docker_hosts(hosts, filters=selected), formatter, file)
+        return
+    settings = accounts_file.load(found)
+    printer = Selected(formatter, Selector(Selection(filters=selected)))
+    if _serves(settings.socket.path):
+        if file is not None:
+            raise UsageFault(
+                f"a service runs with {settings.file}; its records are in {settings.state_dir}: "
+                "--output would write them a second time"
+            )
+        notice(f"a service runs with {settings.file}: reading from {settings.socket.path}")
+        print_records(settings.socket.path, {}, printer)
+        return
+    configure(settings.log.level, "human")
+    for warning in settings.warnings:
+        log.warning("%s", warning)
+    if not settings.sources:
+        raise UsageFault(f"{settings.file} has no enabled account")
+    with tempfile.TemporaryDirectory(prefix="hypermux-") as state:
+        settings = evolve(settings, state_dir=Path(state))
+        trio.run(_run, settings, printer, file, None)
+
+
+def _filters(flags: tuple[str, ...], fields: frozenset[str]) -> Filters:
+    try:
+        return Filters.parse_flags(flags, fields=fields)
+    except FilterError as error:
+        raise UsageFault(f"--filter: {error}") from None
+
+
+def _serves(path: Path) -> bool:
+    """Say whether something answers at a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _watch(settings: Settings, printer: Printer, file: Path | None, *, debug: bool = False) -> None:
+    """Run settings that were made from a command line."""
+    configure("error", "human")
+    announcer = watching.Announcer(settings, debug=debug)
+    with tempfile.TemporaryDirectory(prefix="hypermux-") as state:
+        settings = evolve(settings, state_dir=Path(state))
+        trio.run(_run, settings, printer, file, announcer)
+    if announcer.fatal is not None:
+        raise announcer.fatal
+
+
+async def _run(
+    settings: Settings, printer: Printer, file: Path | None, announcer: watching.Announcer | None
+) -> None:
+    shutdown = trio.Event()
+    if announcer is not None:
+        announcer.give_up = shutdown.set
+    with ExitStack() as stack:
+        readers = [_Console(printer, StdoutWriter())]
+        if file is not None:
+            try:
+                appended = stack.enter_context(file.open("ab"))
+            except OSError as error:
+                raise DiskFault(f"cannot append to {file}: {error.strerror}") from error
+            readers.append(_Console(Formatter("json"), StdoutWriter(appended.fileno())))
+        await run_service(
+            settings,
+            readers=readers,
+            observer=announcer,
+            serve_socket=False,
+            shutdown=shutdown,
+        )
+
+
+@define(eq=False)
+class _Console:
+    """Prints a service's records from its first on."""
+
+    printer: Printer
+    writer: StdoutWriter
+
+    async def __call__(self, service: Service) -> None:
+        await run_console(
+            service.horizon,
+            service.open_reader,
+            self.printer,
+            self.writer,
+            after=service.horizon.position.seq,
+            run_sync=service.seams.reader_runner,
+        )

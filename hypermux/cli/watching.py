@@ -1,0 +1,202 @@
+"""What `hypermux watch` runs when there is no accounts file: one account, or Docker hosts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+from attrs import define
+
+from hypermux.cli import handshake
+from hypermux.config import credentials
+from hypermux.config.settings import Account, Settings, SocketSettings, Source
+from hypermux.core.filters import Filters
+from hypermux.core.signing import DEFAULT_REGION, legacy_region
+from hypermux.core.verdicts import Judgement, Verdict
+from hypermux.core.wording import printable
+from hypermux.model.accounts import (
+    CredentialSource,
+    Endpoint,
+    RegionSigning,
+    SourceId,
+    Tls,
+)
+from hypermux.model.errors import (
+    AccessRefused,
+    Failure,
+    FailureKind,
+    HypermuxError,
+    Unreachable,
+    UsageFault,
+)
+
+# Where engines listen when nobody says: Docker's, then Podman's for the system and for a user.
+_DOCKER_SOCKET = "/var/run/docker.sock"
+_PODMAN_SOCKET = "/run/podman/podman.sock"
+
+
+def one_account(
+    endpoint: Endpoint,
+    region: str,
+    credential: CredentialSource,
+    *,
+    tls: Tls,
+    filters: Filters,
+    region_signing: RegionSigning,
+) -> Settings:
+    """Return settings for a single source, as the original command had it."""
+    source = Source(
+        SourceId("watch", region), "hyper", endpoint, credential, filters, tls, region_signing
+    )
+    return _settings(Account("watch", "hyper", (source,), Path("-")))
+
+
+def hyper_endpoint(addr: str, path: str, *, plain: bool) -> Endpoint:
+    """Return the endpoint of HOST:PORT. Raises UsageFault with what would be right."""
+    scheme = "ws" if plain else "wss"
+    if "://" in addr or "/" in addr:
+        raise UsageFault(f"--addr {addr}: write HOST:PORT; --path takes the path")
+    try:
+        return Endpoint.parse(f"{scheme}://{addr}{path}")
+    except ValueError as error:
+        raise UsageFault(f"--addr {addr}: {error}") from None
+
+
+def region_of(host: str) -> str:
+    """Return the region that a host `REGION.hyper.sh` names, else the original client's default."""
+    region, dot, rest = host.partition(".")
+    return region if dot and rest.lower() == "hyper.sh" else DEFAULT_REGION
+
+
+def docker_hosts(urls: Sequence[str], *, filters: Filters) -> Settings:
+    """Return settings for Docker or Podman engines. Raises UsageFault."""
+    sources: dict[str, Source] = {}
+    for url in urls:
+        endpoint = docker_endpoint(url)
+        region = endpoint.host or "local"
+        if region in sources:
+            region = endpoint.address
+        if region in sources:
+            raise UsageFault(f"--docker: {url} is named twice")
+        sources[region] = Source(
+            SourceId("docker", region),
+            "docker",
+            endpoint,
+            filters=filters,
+            tls=_docker_tls(endpoint),
+        )
+    account = Account("docker", "docker", tuple(sources.values()), Path("-"))
+    return _settings(account)
+
+
+def docker_endpoint(url: str) -> Endpoint:
+    """Return where the engine of `url` is. Raises UsageFault with what would be right."""
+    try:
+        endpoint = Endpoint.parse(url)
+    except ValueError as error:
+        raise UsageFault(f"--docker {url}: {error}") from None
+    if endpoint.scheme not in ("unix", "tcp", "http", "https"):
+        raise UsageFault(f"--docker {url}: write unix:///PATH or tcp://HOST:PORT")
+    return endpoint
+
+
+def default_docker() -> str:
+    """Return the engine that the Docker CLI would take, else a Podman service that is there."""
+    if host := os.environ.get("DOCKER_HOST"):
+        return host
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    places = [_DOCKER_SOCKET, _PODMAN_SOCKET]
+    if runtime:
+        places.append(f"{runtime}/podman/podman.sock")
+    found = next((place for place in places if os.path.exists(place)), _DOCKER_SOCKET)
+    return f"unix://{found}"
+
+
+def _docker_tls(endpoint: Endpoint) -> Tls:
+    """Return the TLS that the Docker CLI's own variables ask for."""
+    if endpoint.scheme != "tcp" or not os.environ.get("DOCKER_TLS_VERIFY"):
+        return Tls()
+    place = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
+    return Tls(
+        ca=str(place / "ca.pem"),
+        client_cert=str(place / "cert.pem"),
+        client_key=str(place / "key.pem"),
+    )
+
+
+def _settings(account: Account) -> Settings:
+    """Return settings whose state directory is still to be made."""
+    nowhere = Path("-")
+    return Settings(nowhere, nowhere, SocketSettings(nowhere), (account,))
+
+
+@define(eq=False)
+class Announcer:
+    """Tells a person at a terminal how the connections fare.
+
+    When a sole source's first dial fails it calls `give_up`, with the reason in `fatal`: whoever
+    typed the command is there to correct it. A connection that was open once is held.
+    """
+
+    settings: Settings
+    debug: bool = False
+    give_up: Callable[[], None] = lambda: None
+    fatal: HypermuxError | None = None
+    _opened: bool = False
+
+    @property
+    def _sole(self) -> bool:
+        return len(self.settings.sources) == 1
+
+    def dialing(self, source: Source) -> None:
+        """A dial begins."""
+        if self.debug:
+            click.echo(_debug_lines(source), err=True)
+        self._say(source, f"connecting to {source.endpoint}…")
+
+    def opened(self, source: Source) -> None:
+        """A connection is open."""
+        self._opened = True
+        self._say(source, "connected, watching event now:")
+
+    def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
+        """A connection or a dial ended."""
+        if self._sole and not self._opened and judgement.verdict is not Verdict.SKEWED:
+            self.fatal = _fatal(judgement, failure)
+            self.give_up()
+            return
+        self._say(source, f"{judgement.reason}; trying again")
+
+    def _say(self, source: Source, text: str) -> None:
+        tag = "" if self._sole else f"{source.id.region}: "
+        click.echo(printable(f"{tag}{text}", 2000), err=True)
+
+
+def _debug_lines(source: Source) -> str:
+    """Return the handshake as command lines, between marker lines; they let in for 5 minutes."""
+    assert source.credential is not None
+    query, endpoint = source.filters.query(), source.endpoint
+    region = source.id.region
+    if source.region_signing == "legacy":
+        region = legacy_region(endpoint.address)
+    credential = credentials.load(source.credential)
+    now_utc_s = time.time()
+    signed = handshake.sign_upgrade(
+        endpoint, query, credential=credential, region=region, now_utc_s=now_utc_s
+    )
+    curl = handshake.curl_command(endpoint, query, signed, tls=source.tls)
+    wscat = handshake.wscat_command(endpoint, query, signed, tls=source.tls)
+    warning = "whoever has these lines gets in for five minutes"
+    return f"----- debug: {warning} -----\n{curl}\n\n{wscat}\n----- end of debug -----"
+
+
+def _fatal(judgement: Judgement, failure: Failure) -> HypermuxError:
+    if failure.kind is FailureKind.HTTP:
+        body = f"\n{failure.body.strip()}" if failure.body else ""
+        return AccessRefused(f"the handshake was refused: {failure.detail}{body}")
+    if failure.kind is FailureKind.TLS:
+        return Unreachable(f"{judgement.reason} (--ca FILE names the authority to trust)")
+    return Unreachable(judgement.reason)

@@ -1,0 +1,267 @@
+"""The shape of accounts.toml: which keys each table has, and how each is read.
+
+Bounds say what could not be meant; they are wide, because an operator knows better. Sections are
+read right into settings, accounts into an `AccountTable`, because defaults and paths still have to
+be put in.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import evolve, fields, frozen
+
+from hypermux.config.credentials import access_key_fault, secret_key_fault
+from hypermux.config.settings import (
+    MIB,
+    BackoffSettings,
+    BufferSettings,
+    ConnectionSettings,
+    JournalSettings,
+    LimitSettings,
+    LogSettings,
+    MergeSettings,
+)
+from hypermux.config.shape import (
+    Key,
+    Reader,
+    Wrong,
+    choice,
+    duration,
+    flag,
+    hidden,
+    integer,
+    mapping,
+    name,
+    rate,
+    sequence,
+    size,
+    table,
+    text,
+)
+from hypermux.model.accounts import Cap, RegionSigning, Secret, Upstream
+
+_connections = integer(1, 1_000_000)
+_connect_rate = rate("1/h", "100000/s")
+
+
+@frozen
+class AccountTable:
+    """`[accounts.NAME]` or `[defaults]` as written; None is what is not there."""
+
+    upstream: Upstream | None = None
+    enabled: bool | None = None
+    access_key: str | None = None
+    secret_key: Secret | None = None
+    secret_key_file: str | None = None
+    secret_key_env: str | None = None
+    credential_process: tuple[str, ...] | None = None
+    endpoint: str | None = None
+    regions: tuple[str, ...] | None = None
+    endpoints: Mapping[str, str] | None = None
+    region_signing: RegionSigning | None = None
+    hosts: Mapping[str, str] | None = None
+    filters: Mapping[str, tuple[str, ...]] | None = None
+    exclude_events: tuple[str, ...] | None = None
+    ca: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    tls_verify: bool | None = None
+    limits: Cap | None = None
+
+
+@frozen
+class SocketTable:
+    """`[socket]` as written: its path is still relative, its default depends on `state_dir`."""
+
+    path: str | None = None
+    mode: int = 0o600
+    max_subscribers: int = 1000
+    stall_timeout_s: float = 30.0
+
+
+@frozen
+class _SegmentTable:
+    size: int = 128 * MIB
+
+
+def _access_key(value: Any) -> str:
+    found = text(value)
+    if (fault := access_key_fault(found)) is not None:
+        raise Wrong.value(fault)
+    return found
+
+
+def _secret_key(value: Any) -> Secret:
+    if not isinstance(value, str):
+        raise Wrong.value("is not text: write it in quotes")
+    if (fault := secret_key_fault(value)) is not None:
+        raise Wrong.value(fault)
+    return Secret(value)
+
+
+def _variable(value: Any) -> str:
+    found = text(value)
+    if not found.isidentifier() or not found.isascii():
+        raise Wrong.value('is not the name of an environment variable: write "PROD_SECRET_KEY"')
+    return found
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list):
+        argv = sequence(text)(value)
+    else:
+        try:
+            argv = tuple(shlex.split(text(value)))
+        except ValueError:
+            raise Wrong.value("has a quotation mark without its other half") from None
+    if not argv:
+        raise Wrong.value('is empty: write ["/usr/bin/get-keys", "prod"]')
+    return argv
+
+
+def _url(value: Any) -> str:
+    found = text(value)
+    # A password is not told from a host by its looks: such a URL is never shown.
+    if "@" in found:
+        raise Wrong.value("an endpoint has no user name or password: write no @")
+    if "?" in found or "#" in found:
+        raise Wrong.value("an endpoint has no query or fragment", found)
+    if not found.startswith("unix:") and (not found.isascii() or " " in found):
+        raise Wrong.value("an endpoint is printable ASCII without spaces", found)
+    return found
+
+
+def _filter_value(value: Any) -> str:
+    # Empty text is a value: the label with the empty key.
+    return "" if value == "" else text(value)
+
+
+def _window(value: Any) -> float | None:
+    if value == "auto":
+        return None
+    if isinstance(value, str) and not value[:1].isdigit():
+        raise Wrong.value('is neither "auto" nor a duration such as "200ms"', value)
+    return duration("1ms", "60s")(value)
+
+
+def _fsync(value: Any) -> Literal["commit", "never"] | float:
+    if value in ("commit", "never"):
+        return "commit" if value == "commit" else "never"
+    if isinstance(value, str) and not value[:1].isdigit():
+        raise Wrong.value('is none of "commit", "never" and a duration such as "100ms"', value)
+    return duration("1ms", "1min")(value)
+
+
+def _mode(value: Any) -> int:
+    octal = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 4
+    if not octal or set(value) & {"8", "9"}:
+        raise Wrong.value('is not a mode: write "0600" or "0660"', value)
+    mode = int(value, 8)
+    if mode & 0o600 != 0o600 or mode & ~0o777:
+        raise Wrong.value('keeps the owner out: write "0600" or "0660"', value)
+    return mode
+
+
+_cap = table(
+    Cap,
+    max_connections=Key("max_connections", _connections),
+    connect_rate=Key("connect_rate", _connect_rate),
+)
+
+
+def _cap_over(default: Cap) -> Reader[Cap]:
+    """Return a reader of limits in which a missing key keeps the default's value."""
+
+    def read(value: Any) -> Cap:
+        found = _cap(value)
+        given = {k: v for k in ("max_connections", "connect_rate") if (v := getattr(found, k))}
+        return evolve(default, **given)
+
+    return read
+
+
+account = table(
+    AccountTable,
+    upstream=Key("upstream", choice("hyper", "docker")),
+    enabled=Key("enabled", flag),
+    # What stands in a credential's place may be the secret itself: never shown.
+    access_key=Key("access_key", hidden(_access_key)),
+    secret_key=Key("secret_key", hidden(_secret_key)),
+    secret_key_file=Key("secret_key_file", hidden(text)),
+    secret_key_env=Key("secret_key_env", hidden(_variable)),
+    credential_process=Key("credential_process", hidden(_command)),
+    endpoint=Key("endpoint", _url),
+    regions=Key("regions", sequence(name)),
+    endpoints=Key("endpoints", mapping(_url, names=name)),
+    region_signing=Key("region_signing", choice("explicit", "legacy")),
+    hosts=Key("hosts", mapping(_url, names=name)),
+    filters=Key("filters", mapping(sequence(_filter_value))),
+    exclude_events=Key("exclude_events", sequence(text)),
+    ca=Key("ca", text),
+    client_cert=Key("client_cert", text),
+    client_key=Key("client_key", text),
+    tls_verify=Key("tls_verify", flag),
+    limits=Key("limits", _cap),
+)
+
+_segment = table(_SegmentTable, size=Key("size", size("64KiB", "1TiB")))
+
+limits = table(
+    LimitSettings,
+    max_connections=Key("max_connections", _connections),
+    connect_rate=Key("connect_rate", _connect_rate),
+    connect_burst=Key("connect_burst", integer(1, 100_000)),
+    per_account=Key("per_account", _cap_over(LimitSettings().per_account)),
+    per_endpoint=Key("per_endpoint", _cap_over(LimitSettings().per_endpoint)),
+)
+connection = table(
+    ConnectionSettings,
+    dial_timeout_s=Key("dial_timeout", duration("100ms", "10min")),
+    ping_interval_s=Key("ping_interval", duration("100ms", "1h")),
+    pong_timeout_s=Key("pong_timeout", duration("100ms", "10min")),
+    backoff=Key(
+        "backoff",
+        table(
+            BackoffSettings,
+            min_s=Key("min", duration("10ms", "1h")),
+            max_s=Key("max", duration("10ms", "6h")),
+            reset_after_s=Key("reset_after", duration("1ms", "1d")),
+        ),
+    ),
+    max_message_size=Key("max_message_size", size("1KiB", "64MiB")),
+)
+merge = table(
+    MergeSettings,
+    max_hold_s=Key("max_hold", duration("1ms", "60s")),
+    window_s=Key("window", _window),
+)
+buffer = table(
+    BufferSettings,
+    size=Key("size", size("64KiB", "1TiB")),
+    per_source=Key("per_source", size("4KiB", "1TiB")),
+)
+journal = table(
+    JournalSettings,
+    fsync=Key("fsync", _fsync),
+    segment_size=Key("segment", lambda value: _segment(value).size),
+    checkpoint_interval_s=Key("checkpoint_interval", duration("100ms", "1h")),
+)
+socket = table(
+    SocketTable,
+    path=Key("path", text),
+    mode=Key("mode", _mode),
+    max_subscribers=Key("max_subscribers", integer(1, 1_000_000)),
+    stall_timeout_s=Key("stall_timeout", duration("100ms", "1h")),
+)
+log = table(
+    LogSettings,
+    level=Key("level", choice("debug", "info", "warning", "error")),
+    format=Key("format", choice("auto", "human", "json")),
+)
+
+SECTIONS = ("limits", "connection", "merge", "buffer", "journal", "socket", "log")
+ROOT_KEYS = ("include", "state_dir", "defaults", "accounts", *SECTIONS)
+ACCOUNT_KEYS = frozenset(attribute.name for attribute in fields(AccountTable))

@@ -1,0 +1,170 @@
+"""The client's side of RFC 6455 frames, sans-I/O: messages are taken out, control frames go on.
+
+The WebSocket library below which this works costs 40 to 130 µs a message; cutting messages out of
+the bytes before it sees them costs 1 µs. The rule:
+
+    a text or binary message    taken out, whole or assembled from its fragments
+    ping, pong, close           passed on, unchanged and whole
+    anything that is neither    the end, with its reason
+
+Every message is taken out here, fragmented ones too, so none can overtake another. The splitter
+is bounded: a frame or message over the limit ends it at its header, before its bytes are kept.
+Invalid UTF-8 is left to whoever decodes the message: one bad text does not end a stream.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from hypermux.core.wording import printable
+from hypermux.model.errors import Failure, FailureKind
+
+_FIN, _CONTROL, _RESERVED, _OPCODE = 0x80, 0x08, 0x70, 0x0F
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+_KNOWN = frozenset((_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG))
+_WHOLE_TEXT = _FIN | _TEXT
+_MAX_CONTROL = 125
+
+# RFC 6455 section 7.4.1 and the IANA registry.
+_CLOSE_NAMES = {
+    1000: "normal closure",
+    1001: "going away",
+    1002: "protocol error",
+    1003: "unsupported data",
+    1005: "no status",
+    1007: "invalid data",
+    1008: "policy violation",
+    1009: "message too big",
+    1010: "extension missing",
+    1011: "internal error",
+    1012: "service restart",
+    1013: "try again later",
+    1014: "bad gateway",
+}
+NO_STATUS = 1005
+
+
+@define(eq=False)
+class FrameSplitter:
+    """Splits what a server sends after its 101. `max_message_size` is in bytes.
+
+    `ended` is set once the server sent a close frame or something that no frame is; what came
+    before it is still returned by `feed`, what comes after it is ignored.
+    """
+
+    max_message_size: int
+    ended: Failure | None = None
+    _held: bytearray = field(factory=bytearray)  # the start of an unfinished frame
+    _need: int = 0  # bytes that _held must have before looking at it again is of use
+    _fragments: bytearray | None = None  # of the fragmented message under way
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
+        """Take bytes; return the messages that they complete, and the control frames."""
+        if self.ended is not None:
+            return [], b""
+        if self._held:
+            self._held += data
+            if len(self._held) < self._need:
+                return [], b""
+            data = bytes(self._held)
+            self._held.clear()
+        messages: list[bytes] = []
+        control = bytearray()
+        append, limit, fragmented = messages.append, self.max_message_size, self._fragments
+        at, end = 0, len(data)
+        while True:
+            left = end - at
+            if left < 2:
+                need = 2
+                break
+            first, size, start = data[at], data[at + 1], at + 2
+            if size == 126:
+                if left < 4:
+                    need = 4
+                    break
+                size, start = data[at + 2] << 8 | data[at + 3], at + 4
+                minimal = size > 125
+            elif size == 127:
+                if left < 10:
+                    need = 10
+                    break
+                size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 10
+                minimal = size > 0xFFFF
+            else:
+                minimal = True  # or masked: 128 and more
+            ordinary = first == _WHOLE_TEXT and fragmented is None and minimal and size <= limit
+            if not ordinary or data[at + 1] > 127:
+                self.ended = self._fault(first, data[at + 1], size, minimal)
+                if self.ended is not None:
+                    return messages, bytes(control)
+            stop = start + size
+            if stop > end:
+                need = stop - at
+                break
+            if ordinary:
+                append(data[start:stop])
+            elif first & _CONTROL:
+                control += data[at:stop]
+                if first & _OPCODE == _CLOSE:
+                    self.ended = _closed(data[start:stop])
+                    return messages, bytes(control)
+            else:
+                self._join(first, data[start:stop], messages)
+                fragmented = self._fragments
+            at = stop
+        if at < end:
+            self._held += data[at:] if at else data
+            self._need = need
+        return messages, bytes(control)
+
+    def _fault(self, first: int, second: int, size: int, minimal: bool) -> Failure | None:
+        """Return what is wrong with a frame that begins so, None when nothing is."""
+        opcode = first & _OPCODE
+        if second & 0x80:
+            return _garbage("the server masked a frame")
+        if first & _RESERVED:
+            return _garbage("the server used an extension that was not agreed on")
+        if opcode not in _KNOWN:
+            return _garbage(f"the server sent a frame of unknown type {opcode:#x}")
+        if opcode & _CONTROL:
+            if not first & _FIN or second > _MAX_CONTROL:
+                return _garbage("the server sent a control frame that is fragmented or too long")
+            return None
+        if (opcode == _CONTINUATION) != (self._fragments is not None):
+            return _garbage("the server mixed up the fragments of its messages")
+        total = size + len(self._fragments or b"")
+        if total > self.max_message_size:
+            limit = self.max_message_size
+            text = f"the server sent a message of {total} bytes or more; the limit is {limit}"
+            return Failure(FailureKind.OVERSIZE, text)
+        if not minimal:
+            return _garbage("the server sent a frame with a padded length")
+        return None
+
+    def _join(self, first: int, payload: bytes, messages: list[bytes]) -> None:
+        """Take in a data frame that is not a whole text message."""
+        if self._fragments is None:
+            if first & _FIN:
+                messages.append(payload)
+            else:
+                self._fragments = bytearray(payload)
+            return
+        self._fragments += payload
+        if first & _FIN:
+            messages.append(bytes(self._fragments))
+            self._fragments = None
+
+
+def _garbage(detail: str) -> Failure:
+    return Failure(FailureKind.PROTOCOL, detail)
+
+
+def _closed(payload: bytes) -> Failure:
+    """Return what a close frame says."""
+    if len(payload) == 1:
+        return _garbage("the server sent a close frame with half a code")
+    code = int.from_bytes(payload[:2], "big") if payload else NO_STATUS
+    reason = printable(payload[2:].decode(errors="replace"))
+    name = _CLOSE_NAMES.get(code, "")
+    text = f"the server closed the connection: {code}{f' {name}' if name else ''}"
+    return Failure(FailureKind.CLOSE, f"{text} ({reason})" if reason else text, code)

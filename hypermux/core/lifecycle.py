@@ -1,0 +1,176 @@
+"""One source's states, and how long it pauses after a failure. Pure: it decides, others act.
+
+Rules
+- A source waits for a permit, dials, proves itself, and is live; see `State`.
+- The attempt counter resets when a connection has been healthy for a while, not when it opens: a
+  server that accepts and drops at once is backed off from like one that refuses.
+- Refused for good (denied, untrusted, misconfigured): never retried hot, looked at again after
+  15 min, doubling to 6 h; whoever mends the cause may end the pause early.
+- A skewed clock earns one more attempt with the server's time; skewed again, it is denied.
+- `Retry-After` is honoured to 1 h, plus jitter, so that an account's sources do not come at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from random import Random
+
+from attrs import define, field, frozen
+
+from hypermux.core import backoff
+from hypermux.core.verdicts import Judgement, Verdict, judge
+from hypermux.model.errors import HypermuxError
+
+__all__ = ["Judgement", "Lifecycle", "Pause", "State", "Verdict", "judge"]
+
+
+class State(StrEnum):
+    """Where a source is in its life."""
+
+    WAITING = "waiting"  # for a permit
+    DIALING = "dialing"  # TCP, TLS, sign, upgrade
+    PROVING = "proving"  # open and counted as live, not yet healthy for long
+    LIVE = "live"
+    DRAINING = "draining"  # reload, rotation, shutdown
+    BACKING_OFF = "backing-off"
+    THROTTLED = "throttled"
+    DENIED = "denied"
+    UNTRUSTED = "untrusted"
+    MISCONFIGURED = "misconfigured"
+    STOPPED = "stopped"
+
+
+_PAUSES = (
+    State.BACKING_OFF,
+    State.THROTTLED,
+    State.DENIED,
+    State.UNTRUSTED,
+    State.MISCONFIGURED,
+)
+_END = (State.STOPPED,)
+
+# From each state, where it may go. A failure can come while waiting: a key that cannot be read.
+TRANSITIONS: Mapping[State, tuple[State, ...]] = {
+    State.WAITING: (State.DIALING, *_PAUSES, *_END),
+    State.DIALING: (State.PROVING, State.DRAINING, *_PAUSES, *_END),
+    State.PROVING: (State.LIVE, State.DRAINING, *_PAUSES, *_END),
+    State.LIVE: (State.DRAINING, *_PAUSES, *_END),
+    State.DRAINING: (State.WAITING, *_PAUSES, *_END),
+    **dict.fromkeys(_PAUSES, (State.WAITING, *_END)),
+    State.STOPPED: (),
+}
+
+# Where each verdict leads. A skewed clock pauses like any passing trouble, once.
+_PAUSE_OF: Mapping[Verdict, State] = {
+    Verdict.RETRY: State.BACKING_OFF,
+    Verdict.SKEWED: State.BACKING_OFF,
+    Verdict.THROTTLED: State.THROTTLED,
+    Verdict.DENIED: State.DENIED,
+    Verdict.UNTRUSTED: State.UNTRUSTED,
+    Verdict.MISCONFIGURED: State.MISCONFIGURED,
+}
+
+
+@frozen
+class Pause:
+    """What to do after a failure: stay in `state` for `delay_s` seconds, then wait for a permit."""
+
+    state: State
+    delay_s: float
+
+
+@define(eq=False)
+class Lifecycle:
+    """One source's state, since when (monotonic seconds), and its failures in a row.
+
+    A transition that the table does not have raises HypermuxError: a fault of ours.
+    """
+
+    _min_s: float = field(kw_only=True)
+    _max_s: float = field(kw_only=True)
+    _reset_after_s: float = field(kw_only=True)
+    _rng: Random = field(kw_only=True)
+    state: State = field(default=State.WAITING, init=False)
+    since_s: float = field(default=0.0, init=False)
+    attempt: int = field(default=0, init=False)
+    _opened_s: float | None = field(default=None, init=False)
+    _refusals: int = field(default=0, init=False)
+    _skew_tried: bool = field(default=False, init=False)
+
+    def waiting(self, now: float) -> None:
+        """Wait for a permit: a pause is over, or was cut short by a changed configuration."""
+        self._enter(State.WAITING, now)
+
+    def dialing(self, now: float) -> None:
+        """Dial: the permit came."""
+        self._enter(State.DIALING, now)
+
+    def opened(self, now: float) -> None:
+        """The server accepted; from now on health is proved."""
+        self._enter(State.PROVING, now)
+        self._opened_s = now
+        self._skew_tried = False
+
+    def healthy(self, now: float) -> None:
+        """The connection has been healthy for `reset_after_s`: forget the failures before it."""
+        self._enter(State.LIVE, now)
+        self._forget()
+
+    def draining(self, now: float) -> None:
+        """Our own wish: end the connection, read what is still coming."""
+        self._credit_health(now)
+        self._enter(State.DRAINING, now)
+
+    def stopped(self, now: float) -> None:
+        """The end."""
+        self._enter(State.STOPPED, now)
+
+    def healthy_at(self) -> float | None:
+        """Return when a connection that is proving itself will count as healthy, else None."""
+        if self.state is not State.PROVING or self._opened_s is None:
+            return None
+        return self._opened_s + self._reset_after_s
+
+    def failed(
+        self, judgement: Judgement, now: float, *, retry_after_s: float | None = None
+    ) -> Pause:
+        """Enter the pause that `judgement` leads to, and return it.
+
+        `retry_after_s` is the server's own wish, in seconds from now.
+        """
+        self._credit_health(now)
+        state = _PAUSE_OF[judgement.verdict]
+        if judgement.verdict is Verdict.SKEWED:
+            if self._skew_tried:
+                state = State.DENIED
+            self._skew_tried = True
+        self._enter(state, now)
+        if state in (State.BACKING_OFF, State.THROTTLED):
+            delay_s = backoff.full_jitter(
+                self.attempt, min_s=self._min_s, max_s=self._max_s, rng=self._rng
+            )
+            if retry_after_s is not None:
+                delay_s += backoff.retry_after(retry_after_s)
+        else:
+            delay_s = backoff.probe_delay(self._refusals, rng=self._rng)
+            self._refusals += 1
+        self.attempt += 1
+        return Pause(state, delay_s)
+
+    def _credit_health(self, now: float) -> None:
+        healthy_at = self.healthy_at()
+        if healthy_at is not None and now >= healthy_at:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.attempt = 0
+        self._refusals = 0
+
+    def _enter(self, state: State, now: float) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise HypermuxError(f"a source cannot go from {self.state} to {state}")
+        self.state = state
+        self.since_s = now
+        if state is not State.PROVING:
+            self._opened_s = None

@@ -1,0 +1,122 @@
+"""Counts and rates: what a limit lets through, and how a throttled rate falls and recovers."""
+
+from __future__ import annotations
+
+from math import inf
+
+from attrs import define
+
+from hypermux.core import backoff
+
+# After a throttled dial: the lowest rate, and what each success gives back of the configured one.
+FLOOR_PER_S = 1.0 / 60.0
+RECOVERY = 0.05
+
+
+class Gcra:
+    """A rate with a burst: over any span of t seconds at most `rate * t + burst` permits.
+
+    The theoretical arrival time (TAT) runs ahead of the clock by one interval per permit; a permit
+    is free while it is at most `(burst - 1) * interval` ahead, so that exactly `burst` fit at once.
+    It starts with the burst used up, so that a process that crashes in a loop keeps the rate too.
+    """
+
+    __slots__ = ("_burst", "_interval", "_tat", "_tolerance")
+
+    def __init__(self, rate_per_s: float, burst: int, now: float) -> None:
+        """Permit `rate_per_s` and `burst`; raises ValueError when one of them permits nothing."""
+        if rate_per_s <= 0 or burst < 1:
+            raise ValueError("a rate is over 0 per second, and a burst at least 1")
+        self._burst = burst
+        self._interval = 1.0 / rate_per_s
+        self._tolerance = (burst - 1) * self._interval
+        self._tat = now + self._tolerance + self._interval
+
+    def ready_at(self, now: float) -> float:
+        """Return when the next permit is free: `now`, or later."""
+        return max(now, self._tat - self._tolerance)
+
+    def take(self, now: float) -> None:
+        """Take a permit that is free."""
+        self._tat = max(now, self._tat) + self._interval
+
+    def change(self, rate_per_s: float, now: float) -> None:
+        """Go on at another rate; what was used up stays used up."""
+        interval = 1.0 / rate_per_s
+        used = max(0.0, self._tat - now) / self._interval
+        self._interval = interval
+        self._tolerance = (self._burst - 1) * interval
+        self._tat = now + used * interval
+
+
+@define(eq=False)
+class Limit:
+    """A count of slots and a rate of permits for one thing; None: no limit."""
+
+    name: str
+    cap: int | None = None
+    gate: Gcra | None = None
+    held: int = 0
+    stopped_until: float = -inf
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return self.cap is not None and self.held >= self.cap
+
+    def opens_at(self, now: float) -> float:
+        """Return when it would let one more through, `now` or later; inf: when a slot is back."""
+        if self.full:
+            return inf
+        ready = now if self.gate is None else self.gate.ready_at(now)
+        return max(ready, self.stopped_until)
+
+    def take(self, now: float) -> None:
+        """Take a slot and a permit."""
+        self.held += 1
+        if self.gate is not None:
+            self.gate.take(now)
+
+    def blocks(self, now: float) -> str | None:
+        """Say in plain words what it makes a source wait for; None: it lets one through."""
+        if self.full:
+            return f"waits for a slot of {self.name}"
+        if self.stopped_until > now:
+            return f"told by {self.name} to wait {self.stopped_until - now:.0f} s more"
+        if self.opens_at(now) > now:
+            return f"waits for the connect rate of {self.name}"
+        return None
+
+
+@define(eq=False)
+class Throttle:
+    """A rate that falls by half with every wave of throttled dials and recovers with successes."""
+
+    configured: float
+    rate: float
+    decreased_at: float = -inf
+
+    def decrease(self, limit: Limit, dialed_at: float, now: float) -> None:
+        """Halve the rate, unless the dial began before that was last done."""
+        if dialed_at <= self.decreased_at:
+            return
+        self.rate = max(self.rate / 2.0, min(FLOOR_PER_S, self.configured))
+        # A new gate starts used up, and a burst is not what a throttling server wants to see.
+        limit.gate = Gcra(self.rate, 1, now)
+        self.decreased_at = now
+
+    def increase(self, limit: Limit, now: float) -> None:
+        """Give back a part of the configured rate, and at last all of it."""
+        if limit.gate is None:
+            return
+        self.rate = min(self.configured, self.rate + RECOVERY * self.configured)
+        if self.rate == self.configured:
+            limit.gate = None
+        else:
+            limit.gate.change(self.rate, now)
+
+    @staticmethod
+    def stop(limit: Limit, retry_after_s: float, now: float) -> None:
+        """Let nothing through before the server's own wish is over; it is honoured to an hour."""
+        until = now + backoff.retry_after(retry_after_s)
+        limit.stopped_until = max(limit.stopped_until, until)

@@ -1,0 +1,176 @@
+"""The subscriber protocol, without I/O: what a peer's bytes, silence and end of input mean.
+
+| phase   | bytes                              | out of time | end of input          |
+|---------|------------------------------------|-------------|-----------------------|
+| silent  | `{`: asking; else refused          | live        | live                  |
+| live    | `{`: asking; else refused          |             | goes on               |
+| asking  | a line feed ends the request:      | refused     | ends the request, too |
+|         | asked or refused; too long: refused|             |                       |
+| asked   | refused: one request a connection  |             | goes on               |
+| refused | ignored                            |             |                       |
+
+White space before a request and after it means nothing. While a late request is coming in, live
+mode goes on. HTTP will be decided by `opening` like the rest; until it is served it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum, auto
+from typing import Literal, TypeAlias
+
+from attrs import define, field, frozen
+
+from hypermux.core.request import BadRequest, Request
+from hypermux.model.records import Cursor
+
+# A client that has something to ask does so at once; a quarter of a second covers a busy machine,
+# and is what someone with `nc -U` waits for nothing.
+SILENCE_S = 0.25
+# One line that a program has ready: ten seconds are generous, and end half-open requests.
+REQUEST_S = 10.0
+# Hundreds of globs and filter values fit; a peer cannot make us hold more than this.
+MAX_REQUEST = 64 * 1024
+
+_METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ")
+_SPACE = b" \t\r\n"
+
+Cause: TypeAlias = Literal["request", "cursor", "busy", "denied", "fault"]
+
+
+class Opening(Enum):
+    """What the first bytes of a connection are."""
+
+    REQUEST = auto()
+    HTTP = auto()
+    OTHER = auto()
+
+
+def opening(data: bytes) -> Opening:
+    """Tell from the first bytes (white space stripped, at least one) what a peer speaks."""
+    if data.startswith(b"{"):
+        return Opening.REQUEST
+    if any(data.startswith(m[: len(data)]) for m in _METHODS):
+        return Opening.HTTP
+    return Opening.OTHER
+
+
+@frozen
+class Refusal:
+    """The one error line that a peer gets before its connection is closed."""
+
+    cause: Cause
+    error: str
+
+    @property
+    def line(self) -> bytes:
+        """Return the line to send."""
+        return _line({"kind": "error", "cause": self.cause, "error": self.error})
+
+
+Answer: TypeAlias = Request | Refusal
+
+
+def subscribed_line(request: Request, cursor: Cursor) -> bytes:
+    """Return the line that every stream starts with; `cursor` is where the reader stands."""
+    mode = "live" if request.after == "live" else "replay"
+    return _line({"kind": "subscribed", "mode": mode, "cursor": str(cursor)})
+
+
+def end_line(cursor: Cursor) -> bytes:
+    """Return the last line of a stream that was asked to end (limit, until, follow: false).
+
+    Without it a reader could not tell a complete answer from one that a restart cut off.
+    """
+    return _line({"kind": "end", "cursor": str(cursor)})
+
+
+def _line(values: dict[str, str]) -> bytes:
+    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+
+
+class _Phase(Enum):
+    SILENT = auto()
+    LIVE = auto()
+    ASKING = auto()
+    ASKED = auto()
+    REFUSED = auto()
+
+
+@define(eq=False)
+class Conversation:
+    """One connection's side of the protocol. Each call returns a new answer, None for no change.
+
+    `deadline_s` is when `expire` is to be called (monotonic seconds), None for never.
+    """
+
+    deadline_s: float | None
+    _phase: _Phase = _Phase.SILENT
+    _held: bytearray = field(factory=bytearray)
+
+    @classmethod
+    def begin(cls, now: float) -> Conversation:
+        """Start at the moment a connection was accepted."""
+        return cls(now + SILENCE_S)
+
+    def receive(self, data: bytes, now: float) -> Answer | None:
+        """Take bytes from the peer."""
+        if self._phase is _Phase.REFUSED:
+            return None
+        if self._phase is not _Phase.ASKING:
+            data = data.lstrip(_SPACE)
+            if not data:
+                return None
+            if self._phase is _Phase.ASKED:
+                return self._refuse("one connection takes one request")
+            if (opened := opening(data)) is not Opening.REQUEST:
+                return self._refuse(_NO_HTTP if opened is Opening.HTTP else _NO_SENSE)
+            self._phase, self.deadline_s = _Phase.ASKING, now + REQUEST_S
+        # Only the new bytes are searched: byte by byte would be quadratic otherwise.
+        end = data.find(b"\n")
+        if len(self._held) + (len(data) if end < 0 else end) > MAX_REQUEST:
+            return self._refuse(f"the request is over {MAX_REQUEST // 1024} KiB")
+        if end < 0:
+            self._held += data
+            return None
+        answer = self._ask(bytes(self._held + data[:end]))
+        return self.receive(data[end + 1 :], now) or answer
+
+    def expire(self) -> Answer | None:
+        """The deadline has passed and the peer has sent nothing more."""
+        self.deadline_s = None
+        if self._phase is _Phase.SILENT:
+            self._phase = _Phase.LIVE
+            return Request()
+        if self._phase is _Phase.ASKING:
+            return self._refuse(
+                f"the request was not complete within {REQUEST_S:g} s: end it with a line feed"
+            )
+        return None
+
+    def end(self) -> Answer | None:
+        """The peer will send nothing more; it may well go on reading."""
+        self.deadline_s = None
+        if self._phase is _Phase.SILENT:
+            self._phase = _Phase.LIVE
+            return Request()
+        return self._ask(bytes(self._held)) if self._phase is _Phase.ASKING else None
+
+    def _ask(self, line: bytes) -> Answer:
+        self._held.clear()
+        self.deadline_s = None
+        try:
+            request = Request.parse(line)
+        except BadRequest as error:
+            return self._refuse(str(error))
+        self._phase = _Phase.ASKED
+        return request
+
+    def _refuse(self, error: str) -> Refusal:
+        self._phase, self.deadline_s = _Phase.REFUSED, None
+        self._held.clear()
+        return Refusal("request", error)
+
+
+_NO_HTTP = "HTTP is not served on this socket; send one line of JSON, or nothing for live records"
+_NO_SENSE = 'send nothing for live records, or one line of JSON such as {"after":"start"}'

@@ -1,0 +1,235 @@
+"""The journal's one writer: append, sync, rotate. The only truth about what was seen.
+
+    journal.toml                  format, the epochs and where each began
+    <20-digit first seq>.ndjson   a segment; never renamed or truncated by rotation
+    <20-digit first seq>.sources  the coverage before its first record
+    current.ndjson                a link to the newest segment
+    <seq>.<epoch>.torn            what a recovery cut off
+    journal.lock                  held by the one writer
+
+`.sources` is on disk before its segment's first record, and a segment is synced whole, whatever
+`fsync` says, before the next is begun. Every call here blocks: a service makes them in a thread
+of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import define, evolve, field
+
+from hypermux.config.settings import JournalSettings
+from hypermux.core.coverage import Coverage
+from hypermux.core.segments import Epoch, segment_name
+from hypermux.downstream.horizon import Position
+from hypermux.downstream.opening import MANIFEST, Manifest, Opening, begin_segment
+from hypermux.downstream.storage import Appender, Lock, Storage, translated, write_all
+from hypermux.model.errors import DiskFault, Unreachable
+
+LOCK = "journal.lock"
+
+
+@define(eq=False)
+class Journal:
+    """An open journal. One thread at a time calls it; what it says may be read from another.
+
+    `position` is how far readers may see: after `open` all that was kept, and synced; then, by
+    `fsync`, what was synced ("commit", a duration) or written ("never"). `durable_seq` is the last
+    synced seq, `next_seq` the one to number next, `first_seq` the oldest kept. `coverage` is true
+    after the last record at `open`; from then on whoever encodes records applies them to it.
+    `cut` is the bytes that recovery cut off. `new_epoch_began`: this start began an epoch, and
+    not because the journal is new.
+    """
+
+    directory: Path
+    manifest: Manifest
+    coverage: Coverage
+    first_seq: int
+    position: Position
+    cut: int
+    new_epoch_began: bool
+    _storage: Storage
+    _settings: JournalSettings
+    _lock: Lock
+    _file: Appender
+    _end: Position = field(init=False)
+    durable_seq: int = field(init=False)
+    _synced_s: float | None = field(init=False, default=None)
+    _broken: str | None = field(init=False, default=None)
+    _closed: bool = field(init=False, default=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._end = self.position
+        self.durable_seq = self.position.seq
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        storage: Storage,
+        settings: JournalSettings,
+        *,
+        new_epoch: Callable[[], str],
+        now_ns: int,
+        boot: str = "",
+    ) -> Journal:
+        """Lock the journal in `directory`, recover it or begin it, and make it ready to append.
+
+        `new_epoch` gives a name that was never used, `boot` names the machine's present boot
+        (empty: unknown). Raises Unreachable while another process holds the journal, DamagedData,
+        DiskFault.
+        """
+        with translated(directory, "open the journal in"):
+            storage.prepare(directory)
+            try:
+                lock = storage.lock(directory / LOCK)
+            except BlockingIOError:
+                raise Unreachable(
+                    f"another hypermux holds {directory}: stop it, or set another state_dir"
+                ) from None
+        try:
+            opening = Opening(
+                directory, storage, settings.fsync, new_epoch, now_ns, boot or "unknown"
+            )
+            with translated(directory, "open the journal in"):
+                found = opening.run()
+        except BaseException:
+            lock.close()
+            raise
+        return cls(
+            directory,
+            found.manifest,
+            found.coverage,
+            found.first_seq,
+            found.position,
+            found.cut,
+            found.new_epoch_began,
+            storage,
+            settings,
+            lock,
+            found.file,
+        )
+
+    @property
+    def epoch(self) -> str:
+        """The present epoch's name."""
+        return self.manifest.epochs[-1].name
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """Every epoch, in the order they began; what `resolve_cursor` asks for."""
+        return self.manifest.epochs
+
+    @property
+    def next_seq(self) -> int:
+        """The seq of the first record of the next commit."""
+        return self._end.seq + 1
+
+    @property
+    def rotation_due(self) -> bool:
+        """Whether the next commit begins a segment, and so needs `sources`."""
+        return self._end.offset >= self._settings.segment_size
+
+    @property
+    def sync_due_s(self) -> float | None:
+        """When `sync` is to be called, on the clock of `now_s`; None when nothing waits for it."""
+        interval = self._settings.fsync
+        if isinstance(interval, str) or self._end.seq == self.durable_seq:
+            return None
+        return 0.0 if self._synced_s is None else self._synced_s + interval
+
+    def commit(
+        self, data: bytes, first_seq: int, last_seq: int, sources: bytes = b"", now_s: float = 0.0
+    ) -> Position:
+        """Append the records `first_seq` to `last_seq`; return how far readers may now see.
+
+        `sources` is the coverage before `first_seq`; only needed when `rotation_due`. `now_s` is
+        a monotonic time, only needed when `fsync` is a duration: then what was written may be
+        shown later than it is returned from here, by a later commit or `sync`.
+
+        Raises DiskFault; from then on every commit does. The kernel may drop what it failed to
+        write and call the next sync a success, so nothing is tried again on the same file.
+        """
+        self._refuse_when_broken()
+        if first_seq != self.next_seq or last_seq < first_seq:
+            raise ValueError(f"records {first_seq} to {last_seq} cannot follow {self._end.seq}")
+        if self.rotation_due and not sources:
+            raise ValueError("a new segment needs the coverage before it")
+        try:
+            if self.rotation_due:
+                self._rotate(sources, now_s)
+            with translated(self._path, "append to"):
+                write_all(self._file, data)
+            end = self._end
+            self._end = Position(end.segment, end.offset + len(data), last_seq)
+            self._settle(now_s)
+        except DiskFault as exc:
+            self._broken = str(exc)
+            raise
+        return self.position
+
+    def sync(self, now_s: float = 0.0) -> Position:
+        """Make all that was committed durable, whatever `fsync` says; return how far to show it.
+
+        Raises DiskFault, and commits do from then on.
+        """
+        self._refuse_when_broken()
+        try:
+            self._sync(now_s)
+        except DiskFault as exc:
+            self._broken = str(exc)
+            raise
+        return self.position
+
+    def close(self) -> None:
+        """Sync what is not synced and let the journal go. Raises DiskFault; closed it is."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._broken is None:
+                self._sync(0.0)
+                if self.manifest.unsynced_boot is not None:
+                    self.manifest = evolve(self.manifest, unsynced_boot=None)
+                    path = self.directory / MANIFEST
+                    with translated(path, "write"):
+                        self._storage.write(path, self.manifest.to_bytes())
+        finally:
+            self._broken = self._broken or "the journal is closed"
+            self._file.close()
+            self._lock.close()
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / segment_name(self._end.segment)
+
+    def _refuse_when_broken(self) -> None:
+        if self._broken is not None:
+            raise DiskFault(f"the journal takes no more records: {self._broken}")
+
+    def _settle(self, now_s: float) -> None:
+        """Sync or show what was just written, as `fsync` says."""
+        fsync = self._settings.fsync
+        if fsync == "commit":
+            self._sync(now_s)
+        elif fsync == "never":
+            self.position = self._end
+        elif self._synced_s is None or now_s - self._synced_s >= float(fsync):
+            self._sync(now_s)
+
+    def _sync(self, now_s: float) -> None:
+        if self.durable_seq != self._end.seq:
+            with translated(self._path, "sync"):
+                self._file.sync()
+            self.durable_seq = self._end.seq
+        self.position = self._end
+        self._synced_s = now_s
+
+    def _rotate(self, sources: bytes, now_s: float) -> None:
+        self._sync(now_s)
+        first_seq = self.next_seq
+        file = begin_segment(self._storage, self.directory, first_seq, sources)
+        self._file.close()
+        self._file = file
+        self._end = Position(first_seq, 0, first_seq - 1)

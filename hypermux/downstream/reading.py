@@ -1,0 +1,194 @@
+"""Reading the journal from a cursor, up to where it may be shown.
+
+Any number of readers, each with its own files and its own place; none of them holds anything but
+its place. Lines are handed on as they are, and counted, which is all it takes to know a seq: a
+segment's name is the seq of its first line, and no seq is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import define, field
+
+from hypermux.core.segments import Epoch, first_seqs, segment_name
+from hypermux.downstream.horizon import Position
+from hypermux.downstream.storage import Slice, Storage, translated
+from hypermux.model.errors import DamagedData
+from hypermux.model.records import Cursor
+
+# What a unix socket takes well at once; reads over 128 KiB cost three times as much per byte.
+BLOCK = 64 * 1024
+_SCAN = 128 * 1024
+
+
+@define(eq=False)
+class JournalReader:
+    """A place in the journal, just behind record `after`; 0 is before the first one ever.
+
+    Making one costs nothing; `read` and `close` block. `near` is a position known to be good: a
+    reader that starts exactly there need not search. The caller checks a cursor from outside with
+    `resolve_cursor` first.
+    """
+
+    directory: Path
+    storage: Storage
+    _seq: int = field(alias="after", kw_only=True)
+    _near: Position | None = field(default=None, alias="near", kw_only=True)
+    _segment: int = field(init=False, default=0)
+    _offset: int = field(init=False, default=0)
+    _file: Slice | None = field(init=False, default=None)
+    _end_seq: int | None = field(init=False, default=None)
+
+    @property
+    def seq(self) -> int:
+        """The last record that was handed out, or the one to begin after."""
+        return self._seq
+
+    def read(self, upto: Position, max_bytes: int = BLOCK) -> bytes:
+        """Return the next whole lines up to `upto`, empty when there are none.
+
+        More than `max_bytes` only when one line is longer. `upto` must not go back between calls.
+        Raises DamagedData when the files do not hold what they should, DiskFault.
+        """
+        while self._seq < upto.seq:
+            file = self._file or self._start()
+            if self._segment == upto.segment:
+                data = self._lines(file, max_bytes, upto.offset)
+                if not data:
+                    raise self._missing(upto.seq)
+                self._offset += len(data)
+                at_end = self._offset == upto.offset
+                self._seq = upto.seq if at_end else self._seq + data.count(b"\n")
+                return data
+            end_seq = self._end_seq or self._find_end()
+            left = end_seq - 1 - self._seq
+            if left > 0:
+                data = self._lines(file, max_bytes, None)
+                count = data.count(b"\n")
+                if not count:
+                    raise self._missing(end_seq - 1)
+                if count > left:
+                    # The next segment holds these again: what is behind them here is void.
+                    data, count = data[: _nth_line_end(data, left)], left
+                self._offset += len(data)
+                self._seq += count
+                return data
+            self._enter(end_seq, 0)
+        return b""
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _start(self) -> Slice:
+        near, self._near = self._near, None
+        if near is not None and near.seq == self._seq:
+            return self._enter(near.segment, near.offset)
+        return self._enter(*locate(self.directory, self.storage, self._seq + 1))
+
+    def _enter(self, segment: int, offset: int) -> Slice:
+        self.close()
+        self._segment, self._offset, self._end_seq = segment, offset, None
+        with translated(self._path, "open"):
+            self._file = file = self.storage.open(self._path)
+        return file
+
+    @property
+    def _path(self) -> Path:
+        return self.directory / segment_name(self._segment)
+
+    def _find_end(self) -> int:
+        """Return the first seq of the next segment; there is one, or this would be the last."""
+        with translated(self.directory, "list"):
+            segments = first_seqs(self.storage.names(self.directory))
+        later = [first_seq for first_seq in segments if first_seq > self._segment]
+        if not later:
+            raise DamagedData(f"the segments after {self._path} are gone")
+        self._end_seq = later[0]
+        return later[0]
+
+    def _lines(self, file: Slice, size: int, limit: int | None) -> bytes:
+        """Return whole lines from the present offset, at least one; none at the end."""
+        first = True
+        while True:
+            wanted = size if limit is None else min(size, limit - self._offset)
+            with translated(self._path, "read"):
+                data = file.read_at(self._offset, wanted)
+            end = (data.rfind(b"\n") if first else data.find(b"\n")) + 1
+            if end or len(data) < wanted or wanted < size:
+                return data[:end]
+            first = False
+            size *= 2
+
+    def _missing(self, seq: int) -> DamagedData:
+        return DamagedData(
+            f"{self._path}: at byte {self._offset} record {self._seq + 1} is missing (and up to "
+            f"{seq}); restore the file from a copy, or read on after {seq}"
+        )
+
+
+def _nth_line_end(data: bytes, count: int) -> int:
+    end = 0
+    for _ in range(count):
+        end = data.index(b"\n", end) + 1
+    return end
+
+
+def locate(directory: Path, storage: Storage, seq: int) -> tuple[int, int]:
+    """Return the segment and byte offset where record `seq` begins, or will begin.
+
+    Counts the lines of one segment. Raises DamagedData when it is not there, DiskFault.
+    """
+    with translated(directory, "list"):
+        segments = first_seqs(storage.names(directory))
+    earlier = [first_seq for first_seq in segments if first_seq <= seq]
+    if not earlier:
+        raise DamagedData(f"no segment in {directory} holds record {seq}")
+    segment = earlier[-1]
+    path = directory / segment_name(segment)
+    left, offset = seq - segment, 0
+    with translated(path, "read"):
+        file = storage.open(path)
+        try:
+            while left:
+                data = file.read_at(offset, _SCAN)
+                if not data:
+                    raise DamagedData(f"{path} ends {left} records before {seq}")
+                count = data.count(b"\n")
+                if count >= left:
+                    return segment, offset + _nth_line_end(data, left)
+                left -= count
+                offset += len(data)
+        finally:
+            file.close()
+    return segment, offset
+
+
+def resolve_cursor(
+    cursor: Cursor, epochs: Sequence[Epoch], first_seq: int, next_seq: int
+) -> int | str:
+    """Return the seq after which a reader with `cursor` goes on, or why it cannot.
+
+    `first_seq` is the oldest record kept, `next_seq` the one after the last shown.
+    """
+    index = next((i for i, epoch in enumerate(epochs) if epoch.name == cursor.epoch), None)
+    if index is None:
+        return 'the cursor is of an epoch that this journal never had: begin with "start" or "live"'
+    void = min((epoch.first_seq for epoch in epochs[index + 1 :]), default=None)
+    if void is not None and cursor.seq >= void:
+        return (
+            f"records from {void} on were rewritten after this cursor's epoch: "
+            f"go on after {epochs[-1].name}:{void - 1}"
+        )
+    if cursor.seq >= next_seq:
+        return f"the cursor is ahead of this journal, whose last record is {next_seq - 1}"
+    if cursor.seq + 1 < first_seq:
+        return (
+            f"records up to {first_seq - 1} are no longer kept: "
+            f"go on after {epochs[-1].name}:{first_seq - 1}"
+        )
+    return cursor.seq

@@ -1,0 +1,312 @@
+"""Readers over the unix socket.
+
+Each reads the journal at its own speed, from its own cursor up to the horizon; there is no queue
+for any of them. One that stops reading costs a block of memory and a slot until the stall timeout
+closes it, and nobody's time.
+
+A connection is two tasks: one hears the peer (a request may come at any time, and the end of the
+input is not the end of the stream), one speaks. They meet in `_answer`: the hearer sets it, the
+speaker looks at it between two blocks, so that no line is ever cut.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+import trio
+from attrs import Factory, define, field, frozen
+
+from hypermux.config.settings import SocketSettings
+from hypermux.core.request import Request
+from hypermux.core.selection import Selector
+from hypermux.core.subscription import Answer, Conversation, Refusal, end_line, subscribed_line
+from hypermux.downstream import sockets
+from hypermux.downstream.horizon import Horizon
+from hypermux.downstream.peer import Peer, PeerGone, PeerStalled
+from hypermux.downstream.walk import OpenReader, RunSync, Walk
+from hypermux.model.errors import HypermuxError
+from hypermux.model.records import Cursor
+
+log = logging.getLogger("hypermux.subscribers")
+
+# How often a peer that will send nothing more is looked at, to see whether it still listens.
+# Only needed while there is nothing to send to it.
+GONE_CHECK_S = 5.0
+# After an error line: how long the peer's unread input is taken off it, so that closing does not
+# reset the connection under the line.
+LINGER_S = 1.0
+# Without file descriptors accepting fails until somebody leaves. There is one listener, so there
+# is nothing to spread with jitter; doubling keeps a long shortage cheap.
+ACCEPT_RETRY_MIN_S, ACCEPT_RETRY_MAX_S = 0.05, 2.0
+
+_FOREVER = 2**63
+
+Resolve = Callable[[Cursor], "int | str"]
+
+
+@frozen
+class Statistics:
+    """Subscribers now and since the start."""
+
+    active: int
+    accepted: int
+    refused: int
+    stalled: int
+
+
+@define(eq=False)
+class Subscribers:
+    """Serves every reader of one socket.
+
+    `open_reader(seq)` gives the journal behind record `seq`, 0 for its oldest. `resolve` turns a
+    cursor into such a seq, or into a sentence that says why it cannot be.
+    """
+
+    settings: SocketSettings
+    horizon: Horizon
+    open_reader: OpenReader
+    resolve: Resolve
+    run_sync: RunSync
+    _active: int = 0
+    _accepted: int = 0
+    _refused: int = 0
+    _stalled: int = 0
+
+    def statistics(self) -> Statistics:
+        """Return the counts as they are now."""
+        return Statistics(self._active, self._accepted, self._refused, self._stalled)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until the horizon has ended and every reader has what remains.
+
+        Started when the socket accepts. Raises Unreachable and ConfigurationFault.
+        """
+        bound = await self.run_sync(sockets.bind, self.settings.path, self.settings.mode)
+        try:
+            async with trio.open_nursery() as nursery:
+                accepting = trio.CancelScope()
+                nursery.start_soon(self._accept, bound.sock, nursery, accepting)
+                task_status.started()
+                await self.horizon.wait_beyond(_FOREVER)
+                accepting.cancel()
+        finally:
+            bound.close()
+
+    async def _accept(
+        self, listener: socket.socket, nursery: trio.Nursery, scope: trio.CancelScope
+    ) -> None:
+        pause_s = ACCEPT_RETRY_MIN_S
+        with scope:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                try:
+                    sock, _ = listener.accept()
+                except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                    continue
+                except OSError as error:
+                    log.warning("cannot accept a subscriber: %s", error.strerror)
+                    await trio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, ACCEPT_RETRY_MAX_S)
+                    continue
+                pause_s = ACCEPT_RETRY_MIN_S
+                sock.setblocking(False)
+                self._admit(Peer(sock), nursery)
+
+    def _admit(self, peer: Peer, nursery: trio.Nursery) -> None:
+        uid = peer.uid()
+        if uid not in (os.geteuid(), 0):
+            log.warning("refused a subscriber of user %d", uid)
+            self._turn_away(peer, Refusal("denied", "this socket serves its owner only"))
+        elif self._active >= self.settings.max_subscribers:
+            log.warning("refused a subscriber: there are %d", self._active)
+            self._turn_away(
+                peer,
+                Refusal("busy", f"there are {self._active} subscribers, which is the limit"),
+            )
+        else:
+            self._active += 1
+            self._accepted += 1
+            nursery.start_soon(self._serve, _Subscriber(self, peer))
+
+    def _turn_away(self, peer: Peer, refusal: Refusal) -> None:
+        self._refused += 1
+        peer.send_now(refusal.line)
+        peer.close()
+
+    async def _serve(self, subscriber: _Subscriber) -> None:
+        try:
+            await subscriber.run()
+        except PeerStalled:
+            self._stalled += 1
+            log.warning(
+                "closed a subscriber that read nothing for %g s", self.settings.stall_timeout_s
+            )
+        except PeerGone:
+            pass
+        except Exception:  # whatever it is, it is this reader's alone
+            log.exception("serving a subscriber failed")
+        finally:
+            subscriber.peer.close()
+            self._active -= 1
+
+
+@define(eq=False)
+class _Subscriber:
+    """One connection. Its walk begins where the journal is shown up to when it is accepted."""
+
+    server: Subscribers
+    peer: Peer
+    _walk: Walk = field(
+        init=False,
+        default=Factory(lambda self: self._walk_from(self.server.horizon.position.seq), True),
+    )
+    _conversation: Conversation = field(
+        init=False, factory=lambda: Conversation.begin(trio.current_time())
+    )
+    _answer: Answer | None = None
+    _answered: trio.Event = field(factory=trio.Event)
+    _nap: trio.CancelScope | None = None
+    _input_ended: trio.Event = field(factory=trio.Event)
+
+    async def run(self) -> None:
+        """Serve it to its end. Raises PeerGone, PeerStalled."""
+        gone: PeerGone | PeerStalled | None = None
+        async with trio.open_nursery() as nursery:
+            # Both tasks end here with the same few exceptions, so no group is wanted of them.
+            try:
+                nursery.start_soon(self._hear, nursery.cancel_scope)
+                await self._speak()
+            except (PeerGone, PeerStalled) as error:
+                gone = error
+            finally:
+                self._walk.close()
+            nursery.cancel_scope.cancel()
+        if gone is not None:
+            raise gone
+
+    async def _hear(self, all_of_it: trio.CancelScope) -> None:
+        conversation = self._conversation
+        try:
+            while True:
+                data = await self.peer.receive(conversation.deadline_s)
+                if data:
+                    answer = conversation.receive(data, trio.current_time())
+                elif data is None:
+                    answer = conversation.expire()
+                else:
+                    self._input_ended.set()
+                    answer = conversation.end()
+                if answer is not None:
+                    self._answer = answer
+                    self._answered.set()
+                if self._nap is not None:
+                    self._nap.cancel()
+                if self._input_ended.is_set():
+                    return
+        except PeerGone:
+            all_of_it.cancel()
+
+    async def _speak(self) -> None:
+        await self._answered.wait()
+        while True:
+            answer = self._answer
+            assert answer is not None
+            if isinstance(answer, Request):
+                refusal = await self._stream(answer)
+                if refusal is None and self._answer is not answer:
+                    continue  # a late request, or a fault in one
+            else:
+                refusal = answer
+            if refusal is not None:
+                await self._send(refusal.line)
+            self.peer.finish()
+            if refusal is not None:
+                with trio.move_on_after(LINGER_S):
+                    await self._input_ended.wait()
+            return
+
+    async def _stream(self, request: Request) -> Refusal | None:
+        """Send what `request` asks for, until its end or until there is another answer.
+
+        After "live" nothing changes but the selection: live records go on behind the last one
+        shown, so that a late request neither repeats nor skips any.
+        """
+        if request.after != "live":
+            seq = 0 if request.after == "start" else self.server.resolve(request.after)
+            if isinstance(seq, str):
+                return Refusal("cursor", seq)
+            self._walk.close()
+            self._walk = self._walk_from(seq)
+        await self._send(subscribed_line(request, self._cursor(self._walk.seq)))
+        try:
+            end_seq = await self._follow(request)
+        except (OSError, HypermuxError) as error:
+            log.error("a subscriber's journal read failed: %s", error)
+            return Refusal("fault", f"the journal cannot be read: {error}")
+        if end_seq is not None:
+            await self._send(end_line(self._cursor(end_seq)))
+        return None
+
+    async def _follow(self, request: Request) -> int | None:
+        """Send block after block.
+
+        Returns the last record passed when the stream has reached the end it asked for, None
+        when there is another answer or nothing more will come.
+        """
+        horizon, walk = self.server.horizon, self._walk
+        selector = Selector(request.selection, request.limit)
+        answer, snapshot = self._answer, horizon.position
+        while self._answer is answer:
+            ended, upto = horizon.ended, (horizon.position if request.follow else snapshot)
+            block = await walk.read(upto)
+            if block:
+                chosen, limit_seq = selector.select(block)
+                if chosen:
+                    await self._send(chosen)
+                elif self._input_ended.is_set() and self.peer.gone():
+                    raise PeerGone
+                if limit_seq is not None:
+                    return limit_seq
+            elif not request.follow or selector.past_until:
+                return walk.seq
+            elif ended:
+                return None
+            else:
+                await self._doze()
+        return None
+
+    async def _doze(self) -> None:
+        """Wait for more records, another answer, or (nothing else tells) that the peer has gone."""
+        limit_s = GONE_CHECK_S if self._input_ended.is_set() else float("inf")
+        with trio.move_on_after(limit_s) as self._nap:
+            await self._walk.wait()
+        self._nap = None
+        if self._input_ended.is_set() and self.peer.gone():
+            raise PeerGone
+
+    def _walk_from(self, seq: int) -> Walk:
+        server = self.server
+        return Walk(server.horizon, server.open_reader, server.run_sync, seq)
+
+    async def _send(self, data: bytes) -> None:
+        await self.peer.send(data, self.server.settings.stall_timeout_s)
+
+    def _cursor(self, seq: int) -> Cursor:
+        return Cursor(self.server.horizon.epoch, seq)
+
+
+async def serve_subscribers(
+    settings: SocketSettings,
+    horizon: Horizon,
+    open_reader: OpenReader,
+    *,
+    resolve: Resolve,
+    run_sync: RunSync,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve readers until the horizon has ended; see `Subscribers`."""
+    server = Subscribers(settings, horizon, open_reader, resolve, run_sync)
+    await server.run(task_status=task_status)

@@ -1,0 +1,193 @@
+"""The signed WebSocket transport: one connection, from dial to its end.
+
+Dialling comes first, then signing, right before the upgrade request: a signature ages. Every end
+is one ConnectionFailed: the first cause, not what it led to. The socket is always closed here;
+after a close by the server the library leaves it open.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+from urllib.parse import quote
+
+import h11
+import trio
+import trio_websocket
+import wsproto.utilities
+
+from hypermux.config.settings import ConnectionSettings, Source
+from hypermux.core import signing
+from hypermux.core.frames import FrameSplitter
+from hypermux.core.wording import printable
+from hypermux.model.accounts import Credential
+from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
+from hypermux.upstream import dialing
+from hypermux.upstream.diverting import DivertingStream
+from hypermux.upstream.transport import Dialer, Listener
+
+# A goodbye is a courtesy: it may not hold up a shutdown for longer.
+GOODBYE_S = 1.0
+# How long the reader may still look for a better reason after a failed write.
+_REASON_S = 1.0
+_GOODBYES = {FailureKind.PROTOCOL: 1002, FailureKind.OVERSIZE: 1009, FailureKind.SILENT: None}
+_PING_JITTER = 0.1
+
+
+async def stream_websocket(
+    source: Source,
+    credential: Credential,
+    *,
+    dialer: Dialer,
+    listener: Listener,
+    settings: ConnectionSettings,
+    now_utc_s: Callable[[], float],
+    rng: random.Random,
+) -> NoReturn:
+    """Connect to `source` and hand its messages to `listener` until the connection ends.
+
+    Raises ConnectionFailed. When cancelled it says goodbye (close code 1000) within a second.
+    """
+    raw = await dialer.dial(source.endpoint, source.tls)
+    trust = dialing.trust_of(source.endpoint, source.tls)
+    stream = DivertingStream(raw, listener, FrameSplitter(settings.max_message_size), trust)
+    goodbye: int | None = 1000
+    try:
+        await _converse(stream, _Request(source, credential, now_utc_s()), settings, rng)
+    except ConnectionFailed as failed:
+        goodbye = _GOODBYES.get(failed.failure.kind)
+        raise
+    finally:
+        if goodbye is not None:
+            with trio.move_on_after(GOODBYE_S, shield=True):
+                await stream.close(goodbye)
+        await trio.aclose_forcefully(raw)
+
+
+class _Request:
+    """The signed upgrade request."""
+
+    def __init__(self, source: Source, credential: Credential, now_utc_s: float) -> None:
+        endpoint = source.endpoint
+        self.host = endpoint.netloc
+        path = quote(endpoint.path, safe="/%:@!$&'()*+,;=~")
+        query = source.filters.query()
+        self.resource = f"{path}?{query}" if query else path
+        region = source.id.region
+        if source.region_signing == "legacy":
+            region = signing.legacy_region(endpoint.address)
+        signed = signing.sign(
+            method="GET",
+            host=self.host,
+            path=path,
+            raw_query=query,
+            credential=credential,
+            region=region,
+            now_utc_s=now_utc_s,
+        )
+        if not all(value.isascii() and value.isprintable() for _, value in signed.headers):
+            text = "the access key or the region has characters that a header cannot hold"
+            raise ConnectionFailed(Failure(FailureKind.CREDENTIAL, text))
+        self.headers = [(name.encode(), value.encode()) for name, value in signed.headers]
+
+
+async def _converse(
+    stream: DivertingStream,
+    request: _Request,
+    settings: ConnectionSettings,
+    rng: random.Random,
+) -> NoReturn:
+    """Upgrade, then read and ping until the end; raises ConnectionFailed."""
+    failure = None
+    try:
+        async with trio.open_nursery() as nursery:
+            websocket = await _upgrade(nursery, stream, request, settings.dial_timeout_s)
+            nursery.start_soon(_keep_pinging, stream, settings, rng)
+            await _wait_closed(websocket, stream)
+    except BaseExceptionGroup as group:
+        failure = _first_cause(group)
+        if failure is None:
+            raise
+    assert failure is not None  # the nursery ends by an exception only
+    raise failure
+
+
+async def _upgrade(
+    nursery: trio.Nursery, stream: DivertingStream, request: _Request, timeout_s: float
+) -> trio_websocket.WebSocketConnection:
+    with trio.move_on_after(timeout_s):
+        return await trio_websocket.wrap_client_stream(
+            nursery,
+            stream,  # type: ignore[arg-type]  # any trio.abc.Stream will do
+            request.host,
+            request.resource,
+            extra_headers=request.headers,
+            receive_buffer_size=None,
+        )
+    text = f"handshake: the server did not answer the upgrade request within {timeout_s:g} s"
+    raise ConnectionFailed(Failure(FailureKind.TIMEOUT, text))
+
+
+async def _wait_closed(
+    websocket: trio_websocket.WebSocketConnection, stream: DivertingStream
+) -> NoReturn:
+    """Wait until the library considers the connection closed: then one of its writes failed."""
+    try:
+        await websocket.get_message()
+    except trio_websocket.ConnectionClosed:
+        # Usually the reader finds the reason at its next read, which ends this wait.
+        await trio.sleep(_REASON_S)
+    ended = Failure(FailureKind.EOF, "the connection broke while answering the server")
+    raise ConnectionFailed(stream.splitter.ended or ended)
+
+
+async def _keep_pinging(
+    stream: DivertingStream, settings: ConnectionSettings, rng: random.Random
+) -> NoReturn:
+    """Ping now and then; raises ConnectionFailed when nothing at all comes back in time."""
+    while True:
+        jitter = rng.uniform(1 - _PING_JITTER, 1 + _PING_JITTER)
+        await trio.sleep(settings.ping_interval_s * jitter)
+        with trio.move_on_after(settings.pong_timeout_s):
+            await stream.ping()
+            continue
+        # After a stall of our own the deadline and the answer are found at the same moment: let
+        # the reader have its turn before judging.
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        if not stream.answered.is_set():
+            text = f"the server did not answer a ping within {settings.pong_timeout_s:g} s"
+            raise ConnectionFailed(Failure(FailureKind.SILENT, text))
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> ConnectionFailed | None:
+    """Return why the connection ended; None when it was cancelled, or by a fault of ours."""
+    for exc in _leaves(group):
+        if isinstance(exc, ConnectionFailed):
+            return exc
+        if isinstance(exc, (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeError)):
+            text = f"handshake: the server's 101 is not acceptable: {_library_reason(exc)}"
+            return ConnectionFailed(Failure(FailureKind.PROTOCOL, text))
+    return None
+
+
+def _library_reason(exc: BaseException) -> str:
+    """Return what the library did not like about the 101.
+
+    It fails while trying to answer it, which no client can; the reason is what it was handling.
+    """
+    at: BaseException | None = exc
+    while at is not None:
+        if isinstance(at, wsproto.utilities.RemoteProtocolError):
+            return printable(str(at))
+        at = at.__context__
+    return printable(str(exc))
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            yield from _leaves(exc)
+        else:
+            yield exc

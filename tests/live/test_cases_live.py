@@ -1,0 +1,122 @@
+"""Every filter case through scripts/util: a real `hypermux emulate`, a real `hypermux watch`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+# One case starts a process and makes one connection; a busy machine may take its time.
+WITHIN_S = 300.0
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k != "HYPERMUX_EMULATOR"}
+    return kept | {"PYTHONPATH": str(ROOT)} | more
+
+
+def util(*arguments: str, root: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(root / "scripts" / "util"), *arguments],
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WITHIN_S,
+    )
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run an emulator; gives the file that names it."""
+    directory = tmp_path_factory.mktemp("emulator")
+    accounts = str(directory / "accounts.toml")
+    options = ["--port", "0", "--accounts", "1", "--regions", "us-west-1", "--rate", "0"]
+    paths = ["--write-accounts", accounts, "--control", str(directory / "control")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hypermux", "emulate", *options, *paths],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        named = directory / "ready.json"
+        named.write_text(json.dumps(ready | {"accounts": accounts}))
+        yield str(named)
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("container", 6), ("image", 7), ("label", 15), ("event", 6)]
+)
+def test_all_cases(emulator: str, name: str, size: int) -> None:
+    done = util("watch", name, "all", HYPERMUX_EMULATOR=emulator)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("  as expected\n") == size
+    assert done.stderr == ""
+
+
+def test_one_case_with_an_emulator_of_its_own() -> None:
+    done = util("watch", "label", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [
+        "label 3: a key with its value",
+        "  --filter label=test1=one",
+        "  die      hyper-test-2",
+        "  stop     hyper-test-2",
+        "  start    hyper-test-2",
+        "  as expected",
+    ]
+    assert "starting one for this command" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [{"1": "all"}, {"2": ["start"]}, {}, {"2": "all", "1": ["stop"]}])
+def test_a_wrong_expectation_is_noticed(
+    emulator: str, tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copytree(ROOT / "tests" / "cases", tmp_path / "tests" / "cases")
+    path = tmp_path / "tests" / "cases" / "label.json"
+    listed = json.loads(path.read_text())
+    listed["cases"][2]["expect"] = wrong
+    path.write_text(json.dumps(listed))
+    done = util("watch", "label", "3", root=tmp_path, HYPERMUX_EMULATOR=emulator)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.endswith("  NOT as expected\n")
+
+
+def test_acting_on_the_containers(emulator: str) -> None:
+    def states(*arguments: str) -> list[str]:
+        done = util("--emulator", emulator, *arguments)
+        assert done.returncode == 0, done.stderr
+        return [" ".join(line.split()[2:]) for line in done.stdout.splitlines()]
+
+    states("run")
+    assert states("ps") == ["hyper-test running", "hyper-test-2 running"]
+    assert states("stop", "1") == ["hyper-test exited", "hyper-test-2 running"]
+    assert states("start", "1") == ["hyper-test running", "hyper-test-2 running"]
+    assert states("rm", "1") == ["hyper-test-2 running"]
+    assert states("run") == ["hyper-test running", "hyper-test-2 running"]
+    assert states("rm") == []
+    refused = util("--emulator", emulator, "start")
+    assert (refused.returncode, refused.stderr) == (
+        69,
+        "util: there is no such test container: `util run` makes them\n",
+    )

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hypermux.core.coverage import Coverage, SourceCoverage
+from hypermux.core.recording import BadLine, Encoder, parse_line
+from hypermux.model.accounts import SourceId
+from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange, Unparsed
+
+A, B = SourceId("a", "x"), SourceId("b", "é")
+EVENT = Event(b"{}", 5, "timeNano")
+
+
+def down(from_ns: int | None, cause: str = "closed") -> StateChange:
+    return StateChange("down", "gone", "retry", cause, from_ns)
+
+
+def state(*items: tuple[Item, int]) -> SourceCoverage:
+    coverage = Coverage()
+    for item, at_ns in items:
+        coverage.apply(A, item, at_ns)
+    return coverage.sources[A]
+
+
+def test_up_then_events() -> None:
+    assert state((StateChange("up"), 10), (EVENT, 11)) == SourceCoverage(True, 10, None, None, 11)
+
+
+def test_down_opens_an_outage_where_it_says() -> None:
+    found = state((StateChange("up"), 10), (down(15), 20))
+    assert found == SourceCoverage(False, 15, 15, "closed", 20)
+
+
+def test_an_outage_keeps_its_first_beginning() -> None:
+    found = state((down(15), 20), (down(18, "restart"), 30))
+    assert (found.outage_from_ns, found.cause) == (15, "restart")
+
+
+def test_a_down_without_a_beginning_begins_at_its_own_time() -> None:
+    assert state((down(None), 20)).outage_from_ns == 20
+
+
+def test_gap_and_up_end_an_outage() -> None:
+    gap = Gap(15, 40, "closed", "possible")
+    found = state((down(15), 20), (gap, 40), (StateChange("up"), 40))
+    assert found == SourceCoverage(True, 40, None, None, 40)
+
+
+def test_a_gap_whose_up_was_lost_leaves_the_rest_of_the_outage() -> None:
+    found = state((down(15), 20), (Gap(15, 40, "closed", "possible"), 40))
+    assert (found.up, found.outage_from_ns, found.since_ns) == (False, 40, 40)
+
+
+@pytest.mark.parametrize(
+    "gap", [Gap(1, 99, "overflow", "proven", 3), Gap(16, 99, "audit", "proven", 1)]
+)
+def test_other_gaps_leave_an_outage_alone(gap: Gap) -> None:
+    assert state((down(15), 20), (gap, 99)).outage_from_ns == 15
+
+
+def test_a_gap_while_connected_leaves_it_connected() -> None:
+    gap = Gap(11, 12, "rotation", "possible")
+    assert state((StateChange("up"), 10), (gap, 12)) == SourceCoverage(True, 10, None, None, 12)
+
+
+def test_a_complete_replay_needs_no_gap() -> None:
+    assert state((down(15), 20), (StateChange("up"), 30)).outage_from_ns is None
+
+
+def test_a_removed_source_is_not_covered() -> None:
+    found = state((StateChange("up"), 10), (StateChange("config"), 20))
+    assert found == SourceCoverage(False, 20, None, None, 20)
+
+
+def test_the_last_key_is_below_every_new_item() -> None:
+    coverage = Coverage()
+    assert coverage.last_key is None
+    coverage.apply(B, EVENT, 7)
+    coverage.apply(A, EVENT, 9)
+    coverage.apply(None, Checkpoint(8), 99)
+    assert coverage.last_key == (9, "a", "x", -1)
+    coverage.apply(B, EVENT, 9)
+    last_key = coverage.last_key
+    assert last_key is not None
+    assert last_key == (9, "b", "é", -1)
+    assert last_key < (9, "b", "é", 0)
+    assert (coverage.wall_ns, coverage.through_ns) == (99, 8)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[tuple[SourceId | None, Item | Checkpoint, int]]:
+    times = st.integers(0, 50)
+    word = st.sampled_from(["up", "down", "clock", "config"])
+    cause = st.sampled_from(["overflow", "closed"])
+    of_source = st.one_of(
+        st.just(EVENT),
+        st.just(Unparsed("x", 1, "y")),
+        st.builds(Gap, times, times, cause, st.just("possible")),
+        st.builds(StateChange, word, cause=st.none() | cause, from_ns=st.none() | times),
+    )
+    of_service = st.one_of(
+        st.builds(Checkpoint, times), st.builds(StateChange, st.sampled_from(["start", "stop"]))
+    )
+    step = st.one_of(
+        st.tuples(st.sampled_from([A, B]), of_source, times),
+        st.tuples(st.none(), of_service, times),
+    )
+    return draw(st.lists(step, max_size=30))
+
+
+@given(steps(), st.integers(0, 30))
+@settings(max_examples=150)
+def test_live_and_read_back_agree_also_over_a_stored_beginning(
+    given_steps: list[tuple[SourceId | None, Item | Checkpoint, int]], split: int
+) -> None:
+    live, scanned, encoder = Coverage(), Coverage(), Encoder()
+    for seq, (source, item, at_ns) in enumerate(given_steps, 1):
+        if seq == split:
+            scanned = Coverage.from_bytes(scanned.to_bytes())
+        live.apply(source, item, at_ns)
+        line = encoder.encode(seq, item, source=source, at_ns=at_ns, received_ns=60)
+        parsed = parse_line(line)
+        scanned.apply(parsed.source, parsed.item, parsed.at_ns)
+    assert scanned == live
+    assert scanned.to_bytes() == live.to_bytes()
+    assert Coverage.from_bytes(live.to_bytes()) == live
+
+
+def test_stored_bytes_are_checked() -> None:
+    coverage = Coverage()
+    coverage.apply(A, StateChange("up"), 10)
+    data = coverage.to_bytes()
+    for index in range(len(data)):
+        harmed = bytearray(data)
+        harmed[index] ^= 1
+        with pytest.raises(BadLine):
+            Coverage.from_bytes(bytes(harmed))
+        with pytest.raises(BadLine):
+            Coverage.from_bytes(data[:index])
+
+
+def test_another_format_is_not_read() -> None:
+    from hypermux.core.recording import seal
+
+    with pytest.raises(BadLine, match="format 2"):
+        Coverage.from_bytes(seal(b'{"format":2,"through":0,"service_at":0,"sources":[]'))

@@ -1,0 +1,279 @@
+"""One source's life in virtual time: what the stream is told of each way to fail."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+import trio
+import trio.testing
+from attrs import define, evolve, field
+
+from hypermux.config.settings import Source
+from hypermux.core.clock import StreamClock
+from hypermux.core.lifecycle import Lifecycle, State
+from hypermux.core.limiter import Allocator
+from hypermux.core.verdicts import Judgement
+from hypermux.model.accounts import Cap, Credential, Endpoint, Secret, SourceId
+from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
+from hypermux.model.records import Event, Gap, Item, StateChange
+from hypermux.upstream.connection import Connection, Outage
+from hypermux.upstream.gate import Gate
+from hypermux.upstream.transport import Listener, Opened
+
+SECOND = 1_000_000_000
+ID = SourceId("prod", "us-west-1")
+SOURCE = Source(ID, "hyper", Endpoint.parse("wss://router.example:443/events/ws"))
+EVENT = b'{"status":"start","id":"f296","Type":"container","Action":"start","time":1,"timeNano":1}'
+
+
+@define
+class Tape:
+    """A feed and an observer that remember."""
+
+    items: list[Item] = field(factory=list)
+    calls: list[str] = field(factory=list)
+
+    def opened(self, offset_ns: int | None = None) -> None:
+        self.calls.append("opened")
+
+    def closed(self) -> None:
+        self.calls.append("closed")
+
+    def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
+        self.items.extend(items)
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [item for item in self.items if isinstance(item, Gap)]
+
+    @property
+    def states(self) -> list[StateChange]:
+        return [item for item in self.items if isinstance(item, StateChange)]
+
+
+class Quiet:
+    def dialing(self, source: Source) -> None: ...
+    def opened(self, source: Source) -> None: ...
+    def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None: ...
+
+
+@define
+class Keys:
+    refusals: int = 0
+
+    async def get(self, source: Source) -> Credential | None:
+        return Credential("AK", Secret("sk"))
+
+    def refused(self, source: Source) -> None:
+        self.refusals += 1
+
+
+Attempt = Callable[[Listener], Awaitable[None]]
+
+
+def fail(kind: FailureKind, code: int | None = None, *, date_ns: int | None = None) -> Attempt:
+    async def attempt(listener: Listener) -> None:
+        raise ConnectionFailed(Failure(kind, f"{kind} {code}", code, date_ns=date_ns))
+
+    return attempt
+
+
+def live(seconds: float, kind: FailureKind, code: int | None = None) -> Attempt:
+    """Open, one event at once, silence for `seconds`, then the failure."""
+
+    async def attempt(listener: Listener) -> None:
+        listener.opened(Opened(None, "verified"))
+        listener.heard()
+        listener.received([EVENT], more=False)
+        await trio.sleep(seconds)
+        raise ConnectionFailed(Failure(kind, f"{kind} {code}", code))
+
+    return attempt
+
+
+async def forever(listener: Listener) -> None:
+    listener.opened(Opened(None, "verified"))
+    await trio.sleep_forever()
+
+
+@define
+class Script:
+    """A transport that plays attempts in order, then stays connected."""
+
+    attempts: list[Attempt]
+    dialed_at: list[float] = field(factory=list)
+    offsets: list[float] = field(factory=list)
+
+    async def __call__(
+        self,
+        source: Source,
+        credential: Credential | None,
+        listener: Listener,
+        sign_offset_s: float,
+    ) -> None:
+        self.dialed_at.append(trio.current_time())
+        self.offsets.append(sign_offset_s)
+        attempt = self.attempts.pop(0) if self.attempts else forever
+        await attempt(listener)
+
+
+@define
+class Played:
+    tape: Tape
+    script: Script
+    keys: Keys
+    connection: Connection
+
+
+async def play(*attempts: Attempt, seconds: float = 3600.0, outage: Outage | None = None) -> Played:
+    start_s = trio.current_time()
+    clock = StreamClock(trio.current_time, lambda: 1_000 * SECOND)
+    tape, script, keys = Tape(), Script(list(attempts)), Keys()
+    rng = random.Random(1)
+    gate = Gate(
+        Allocator(
+            max_connections=10,
+            connect_rate=10.0,
+            connect_burst=5,
+            per_account=Cap(),
+            per_endpoint=Cap(),
+            account_caps={},
+            now=start_s,
+        )
+    )
+    connection = Connection(
+        source=SOURCE,
+        gate=gate,
+        feed=tape,
+        keys=keys,
+        transport=script,
+        lifecycle=Lifecycle(min_s=0.5, max_s=60.0, reset_after_s=60.0, rng=rng),
+        clock=clock,
+        observer=Quiet(),
+        outage=outage or Outage(clock.now_ns(), "start"),
+        utc_ns=clock.now_ns,
+    )
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gate.run)
+            nursery.start_soon(connection.run)
+    return Played(tape, script, keys, connection)
+
+
+async def test_coverage_starts_when_configured(autojump_clock: trio.testing.MockClock) -> None:
+    played = await play()
+    assert [s.state for s in played.tape.states] == ["down", "up", "down"]
+    assert played.tape.states[0].cause == "start"
+    (gap,) = played.tape.gaps
+    assert (gap.from_ns, gap.cause, gap.certainty) == (1_000 * SECOND, "start", "possible")
+
+
+async def test_server_down_at_start_is_one_outage(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    refused = fail(FailureKind.CONNECT)
+    played = await play(refused, refused, refused)
+    (gap,) = played.tape.gaps
+    assert gap.from_ns == 1_000 * SECOND
+    assert gap.cause not in ("start", "restart")
+    assert [s.state for s in played.tape.states] == ["down", "down", "up", "down"]
+    waits = [b - a for a, b in pairwise(played.script.dialed_at)]
+    assert all(0 < wait <= 60 for wait in waits)
+
+
+async def test_a_drop_is_a_gap_from_the_last_byte(autojump_clock: trio.testing.MockClock) -> None:
+    played = await play(live(5, FailureKind.EOF))
+    first, second = played.tape.gaps
+    assert first.cause == "start"
+    assert second.from_ns == first.to_ns  # the event came with the answer; nothing since
+    assert second.to_ns > second.from_ns + 5 * SECOND
+    assert [s.state for s in played.tape.states] == ["down", "up", "down", "up", "down"]
+    assert played.tape.calls == ["opened", "closed", "opened", "closed"]
+    assert sum(isinstance(item, Event) for item in played.tape.items) == 1
+
+
+async def test_each_way_to_end_has_its_word(autojump_clock: trio.testing.MockClock) -> None:
+    causes = {}
+    for kind, code in [
+        (FailureKind.CLOSE, 1001),
+        (FailureKind.EOF, None),
+        (FailureKind.SILENT, None),
+        (FailureKind.OVERSIZE, None),
+    ]:
+        played = await play(live(5, kind, code))
+        causes[kind] = played.tape.gaps[1].cause
+    assert len(set(causes.values())) == 4, causes
+
+
+async def test_a_bad_certificate_waits_for_a_probe(autojump_clock: trio.testing.MockClock) -> None:
+    played = await play(*[fail(FailureKind.TLS)] * 100, seconds=24 * 3600)
+    assert len(played.script.dialed_at) <= 10
+    assert played.tape.states[1].verdict == "untrusted"
+
+
+async def test_denied_credentials_are_not_retried_hot(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    played = await play(*[fail(FailureKind.HTTP, 401)] * 100, seconds=24 * 3600)
+    assert len(played.script.dialed_at) <= 10
+    assert played.keys.refusals == len(played.script.dialed_at)
+    assert played.connection.lifecycle.state is State.STOPPED
+
+
+async def test_a_clock_that_is_off_is_corrected_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    skewed = fail(FailureKind.HTTP, 401, date_ns=1_600 * SECOND)
+    played = await play(skewed)
+    assert [round(offset) for offset in played.script.offsets] == [0, 600]
+    assert played.script.dialed_at[1] - played.script.dialed_at[0] < 60
+    assert played.keys.refusals == 0
+    refused = await play(skewed, skewed, seconds=600)
+    assert len(refused.script.dialed_at) == 2
+    assert refused.keys.refusals == 1
+
+
+async def test_health_and_not_the_connection_resets_the_backoff(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    flapping = await play(*[live(0.01, FailureKind.EOF)] * 12, seconds=2 * 3600)
+    times = flapping.script.dialed_at
+    assert times[-1] - times[0] > 60, "a source that opens and drops is backed off from"
+
+
+async def test_an_outage_that_the_journal_knows_is_not_told_twice(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    known = Outage(900 * SECOND, "stopped", recorded=True)
+    played = await play(outage=known)
+    assert [s.state for s in played.tape.states] == ["up", "down"]
+    assert (played.tape.gaps[0].from_ns, played.tape.gaps[0].cause) == (900 * SECOND, "stopped")
+
+
+async def test_our_own_fault_in_one_source_is_told_and_tried_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def broken(listener: Listener) -> None:
+        raise KeyError("oops")
+
+    played = await play(broken)
+    assert played.tape.gaps
+    assert "oops" not in str(played.tape.states)
+
+
+async def test_excluded_events_are_counted_as_filtered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def attempt(listener: Listener) -> None:
+        assert isinstance(listener, Connection)
+        listener.source = evolve(SOURCE, exclude_events=("sta*",))
+        listener.opened(Opened(None, "off"))
+        listener.received([EVENT, EVENT.replace(b"start", b"die")], more=False)
+        await trio.sleep_forever()
+
+    played = await play(attempt)
+    counters = played.connection.counters
+    assert (counters.received, counters.filtered) == (2, 1)
+    assert sum(isinstance(item, Event) for item in played.tape.items) == 1
