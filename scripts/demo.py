@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hypermux.config.units import parse_duration
 from hypermux.config.places import MAX_SOCKET_PATH
+from hypermux.config.units import parse_duration
 
 DEMO = Path(".demo")
 HYPERMUX = [sys.executable, "-m", "hypermux"]

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 import click
 
-from hypermux.core.rendering import escape_long
+from hypermux.core.rendering import escape
 from hypermux.downstream.console import Color, Formatter, Output
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def printing_options(function: F) -> F:
-    """Add `-o/--output` and `--color` to a command, as arguments `output` and `color`."""
+    """Add `-o/--format` and `--color` to a command, as arguments `output` and `color`."""
     function = click.option(
         "--color",
         type=click.Choice(["auto", "always", "never"]),
@@ -25,7 +25,8 @@ def printing_options(function: F) -> F:
     )(function)
     return click.option(
         "-o",
-        "--output",
+        "--format",
+        "output",
         type=click.Choice(["json", "raw", "line", "pretty"]),
         help="json: records byte for byte. raw: the events alone, as received. "
         "line: one line for people. pretty: indented JSON. "
@@ -41,4 +42,4 @@ def make_formatter(output: Output | None, color: Color) -> Formatter:
 
 def notice(text: str) -> None:
     """Say something on stderr, beside the records."""
-    click.echo(f"hypermux: {escape_long(text)}", err=True)
+    click.echo(f"hypermux: {escape(text, limit=None)}", err=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from hypermux.config import accounts_file
 from hypermux.config.units import UnitError, parse_duration
 from hypermux.core.filters import FilterError, Filters
 from hypermux.core.lines import moment_ns
-from hypermux.downstream.console import Color, Output, StdoutWriter
+from hypermux.downstream.console import Color, Output, Printer, StdoutWriter
 from hypermux.downstream.follow import follow
 from hypermux.model.errors import ConfigurationFault, UsageFault
 from hypermux.model.records import Cursor, Kind
@@ -30,7 +32,7 @@ _SHOWN_RAW = [Kind.EVENT, Kind.GAP, Kind.UNPARSED]
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="Where to connect.")
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="Take the socket from there.")
 @click.option("--after", metavar="CURSOR|start", help="Begin behind EPOCH:SEQ, or at the start.")
-@click.option("--since", metavar="TIME", help="From a time on: RFC 3339, seconds, or 10m ago.")
+@click.option("--since", metavar="TIME", help="From a time on: RFC 3339, seconds, or 10min back.")
 @click.option("--until", metavar="TIME", help="Up to a time, likewise; ends there.")
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="As docker events.")
 @click.option("--account", "accounts", multiple=True, metavar="GLOB", help="These accounts.")
@@ -86,19 +88,19 @@ def command(
         request["limit"] = limit
     if no_follow:
         request["follow"] = False
+    print_records(socket_path or _find_socket(config), request, formatter)
+
+
+def print_records(path: Path, request: Mapping[str, Any], printer: Printer) -> None:
+    """Print a service's records on stdout until the request is fulfilled, or until Ctrl-C.
+
+    Raises Unreachable, UsageFault for a refused request, BrokenStdout and DiskFault.
+    """
     writer = StdoutWriter()
-    blocks = follow(
-        socket_path or _find_socket(config),
-        request,
-        notice=notice,
-        sleep=time.sleep,
-        rng=random.Random(),
-    )
-    try:
-        for block in blocks:
-            writer.write(formatter.format(block))
-    except KeyboardInterrupt:
-        return
+    rng = random.Random()
+    with contextlib.suppress(KeyboardInterrupt):
+        for block in follow(path, request, notice=notice, sleep=time.sleep, rng=rng):
+            writer.write(printer.format(block))
 
 
 def _checked_after(text: str) -> str:

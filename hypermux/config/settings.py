@@ -56,8 +56,8 @@ class LimitSettings:
     max_connections: int = 1000
     connect_rate: float = 10.0
     connect_burst: int = 5
-    per_account: Cap = Cap(max_connections=64, connect_rate=5.0)
-    per_endpoint: Cap = Cap(max_connections=500, connect_rate=10.0)
+    per_account: Cap = field(default=Cap(max_connections=64, connect_rate=5.0))
+    per_endpoint: Cap = field(default=Cap(max_connections=500, connect_rate=10.0))
 
 
 @frozen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import attrs
 from attrs import define, evolve, field, frozen
@@ -16,7 +15,15 @@ from hypermux.config.settings import Account, Source
 from hypermux.config.shape import key_path, nearest, show, unknown
 from hypermux.config.tables import AccountTable
 from hypermux.core.filters import DOCKER_FIELDS, HYPER_FIELDS, FilterError, Filters
-from hypermux.model.accounts import Cap, CredentialSource, Endpoint, SourceId, Tls, Upstream
+from hypermux.model.accounts import (
+    Cap,
+    CredentialSource,
+    Endpoint,
+    SourceId,
+    Tls,
+    Upstream,
+    uses_tls,
+)
 from hypermux.model.errors import Problem
 
 LOCAL_DOCKER = {"local": "unix:///var/run/docker.sock"}
@@ -301,15 +308,6 @@ class _Assembly:
 
     def _path(self, key: str, value: str) -> str:
         return resolve(self._part(key).file, value)
-
-
-def uses_tls(endpoint: Endpoint, tls: Tls) -> bool:
-    """Say whether a connection is made over TLS: by its scheme, or as docker does on tcp://.
-
-    The Docker Engine's tcp:// is TLS exactly when a certificate says so.
-    """
-    certificates: tuple[Any, ...] = (tls.ca, tls.client_cert)
-    return endpoint.secure or (endpoint.scheme == "tcp" and any(certificates))
 
 
 def resolve(file: Path, value: str) -> str:

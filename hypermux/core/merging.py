@@ -11,30 +11,23 @@ Rules
 
 Per source keys only grow, so the order of heads is the order of all items: they stand in one
 sorted list, and a release is a cut through it. A queued source needs no exception from the bounds:
-its last `at` is at or above its own items.
-
-Bounds stand in two heaps. In `_calm` are idle sources by window, the longest first: their bounds
-all move on with the shared drained time, whatever it becomes. In `_fixed` is everyone else, by a
-bound that stands still: a busy source, and one whose last `at` is beyond its drained bound. Bounds
-only grow, so what a heap says is never too high: only the smallest entry is checked, and entered
-anew where it belongs. A round costs O(changes x log n).
+its last `at` is at or above its own items. `core.bounds` keeps the bounds.
 """
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+from hypermux.core import bounds
+from hypermux.core.bounds import Key
 from hypermux.core.skew import Skew
 from hypermux.core.window import ENOUGH, TOO_FEW, Lateness, Scale
 from hypermux.model.accounts import SourceId
 
 T = TypeVar("T")
-
-Key: TypeAlias = tuple[int, str, str, int]
 
 # How often (by the received clock) a source's window is looked at anew.
 TUNE_NS = 1_000_000_000
@@ -60,47 +53,18 @@ class Released(NamedTuple, Generic[T]):
         return self[:4]
 
 
-class _Lane:
+class _Lane(bounds.Lane):
     """What the merge knows of one source."""
 
-    __slots__ = (
-        "account",
-        "drained_ns",
-        "entry",
-        "histogram",
-        "last_at_ns",
-        "live",
-        "ordinal",
-        "own_window",
-        "region",
-        "skew",
-        "source",
-        "told_offset_ns",
-        "tune_ns",
-        "window_ns",
-    )
+    __slots__ = ("lateness", "own_window", "skew", "told_offset_ns", "tune_ns")
 
-    def __init__(self, source: SourceId, window_ns: int, histogram: Lateness) -> None:
-        self.source = source
-        self.account = source.account
-        self.region = source.region
-        self.last_at_ns = 0
-        self.ordinal = 0
-        self.live = False
-        # When its socket was last found empty; None: with everybody else's, at the shared time.
-        self.drained_ns: int | None = None
-        # The number of its valid entry in one of the heaps.
-        self.entry = 0
+    def __init__(self, source: SourceId, window_ns: int, lateness: Lateness) -> None:
+        super().__init__(source, window_ns)
         self.skew = Skew()
         self.told_offset_ns = 0
-        self.histogram = histogram
-        self.window_ns = window_ns
+        self.lateness = lateness
         self.own_window = False
         self.tune_ns = 0
-
-
-# bound (or, among the calm, minus window), account, region, entry's number, lane
-_Entry: TypeAlias = tuple[int, str, str, int, _Lane]
 
 
 class Merger(Generic[T]):
@@ -130,12 +94,7 @@ class Merger(Generic[T]):
         self._incoming: list[Released[T]] = []  # not yet sorted in
         self._late: list[Released[T]] = []
         self._waiting: deque[Released[T]] = deque()  # pending and incoming ones, as received
-        self._drained_ns = 0
-        self._apart: dict[_Lane, None] = {}  # live lanes with a drained time of their own
-        self._calm: list[_Entry] = []
-        self._fixed: list[_Entry] = []
-        self._live = 0
-        self._numbers = 0
+        self._bounds = bounds.Bounds()
         self._retimed: dict[_Lane, None] = {}
 
     @property
@@ -155,22 +114,12 @@ class Merger(Generic[T]):
         Until the next `drained` its bound is its last `at`, or `last_at_ns` when that is later.
         """
         lane = self._find(source)
-        if not lane.live:
-            lane.live = True
-            self._live += 1
         lane.last_at_ns = max(lane.last_at_ns, last_at_ns)
-        lane.drained_ns = 0
-        self._apart[lane] = None
-        self._enter(lane)
+        self._bounds.opened(lane)
 
     def closed(self, source: SourceId) -> None:
         """The source is not live: nothing waits for it. What it has queued goes in order."""
-        lane = self._find(source)
-        if lane.live:
-            lane.live = False
-            lane.entry = 0
-            self._live -= 1
-            self._apart.pop(lane, None)
+        self._bounds.closed(self._find(source))
 
     def push(
         self,
@@ -204,7 +153,7 @@ class Merger(Generic[T]):
                 if self._auto and skew.due_ns:
                     # Lateness.add(), inline
                     bucket = bisect_left(self._edges, received_ns - at)
-                    lane.histogram.counts[bucket] += 1
+                    lane.lateness.counts[bucket] += 1
                     self._common.counts[bucket] += 1
                     if received_ns >= lane.tune_ns:
                         self._tune(lane, received_ns)
@@ -235,33 +184,20 @@ class Merger(Generic[T]):
 
         `except_for`: those that were not, each with the last time it was (0: never).
         """
-        if drained_ns > self._drained_ns:
-            self._drained_ns = drained_ns
-        for lane in [lane for lane in self._apart if lane.source not in except_for]:
-            # Its entry stays among the fixed ones, not above its bound, until it comes up.
-            lane.drained_ns = None
-            del self._apart[lane]
-        for source, empty_ns in except_for.items():
-            lane = self._find(source)
-            if not lane.live:
-                continue
-            empty_ns = min(empty_ns, self._drained_ns)
-            if lane.drained_ns is None:
-                lane.drained_ns = empty_ns
-                self._apart[lane] = None
-                self._enter(lane)
-            else:
-                lane.drained_ns = max(lane.drained_ns, empty_ns)
+        lanes: dict[bounds.Lane, int] = {
+            self._find(source): empty_ns for source, empty_ns in except_for.items()
+        }
+        self._bounds.drained(drained_ns, lanes)
 
     def release(self, now_ns: int) -> list[Released[T]]:
         """Return what is due, in order, late items first."""
         self._sort_in()
         pending, waiting = self._pending, self._waiting
-        lowest = self._lowest()
+        lowest = self._bounds.lowest()
         if lowest is None:
             cut = len(pending)
         else:
-            cut = bisect_left(pending, self._bound(lowest), self._start)
+            cut = bisect_left(pending, self._bounds.key(lowest), self._start)
         overdue_ns = now_ns - self._max_hold_ns
         if waiting and waiting[0].received_ns <= overdue_ns:
             last = waiting.popleft()
@@ -288,12 +224,12 @@ class Merger(Generic[T]):
         if self._start == len(self._pending):
             return None
         head = self._pending[self._start]
-        lane = self._lowest()
-        if lane is None or head < self._bound(lane):
+        lane = self._bounds.lowest()
+        if lane is None or head < self._bounds.key(lane):
             return head.received_ns
         overdue_ns = self._waiting[0].received_ns + self._max_hold_ns
-        if lane.drained_ns:
-            return overdue_ns  # busy: time alone does not move its bound
+        if lane.busy:
+            return overdue_ns
         return min(overdue_ns, head.at_ns + lane.window_ns + 1)
 
     def take_offset_changes(self) -> list[tuple[SourceId, int]]:
@@ -365,51 +301,6 @@ class Merger(Generic[T]):
             self._start = cut
         return released
 
-    def _bound(self, lane: _Lane) -> Key:
-        """Return the least key that a live source's next item can have."""
-        drained_ns = self._drained_ns if lane.drained_ns is None else lane.drained_ns
-        bound_ns = max(lane.last_at_ns, drained_ns - lane.window_ns)
-        return (bound_ns, lane.account, lane.region, lane.ordinal)
-
-    def _lowest(self) -> _Lane | None:
-        """Return the live source with the lowest bound."""
-        calm, fixed, drained_ns = self._calm, self._fixed, self._drained_ns
-        while True:
-            while calm and calm[0][3] != calm[0][4].entry:
-                heapq.heappop(calm)
-            while fixed and fixed[0][3] != fixed[0][4].entry:
-                heapq.heappop(fixed)
-            if calm and (
-                not fixed or (drained_ns + calm[0][0], calm[0][1], calm[0][2]) < fixed[0][:3]
-            ):
-                lane = calm[0][4]
-                if lane.last_at_ns <= drained_ns - lane.window_ns:
-                    return lane
-                heapq.heappop(calm)
-            elif fixed:
-                lane = fixed[0][4]
-                calmed = lane.drained_ns is None and lane.last_at_ns <= drained_ns - lane.window_ns
-                if not calmed and self._bound(lane)[0] == fixed[0][0]:
-                    return lane
-                heapq.heappop(fixed)
-            else:
-                return None
-            self._enter(lane)
-
-    def _enter(self, lane: _Lane) -> None:
-        """Enter a live source's bound where it belongs; its other entry is invalid from now on."""
-        self._numbers += 1
-        lane.entry = self._numbers
-        bound_ns = self._bound(lane)[0]
-        if lane.drained_ns is None and bound_ns == self._drained_ns - lane.window_ns:
-            heap, bound_ns = self._calm, -lane.window_ns
-        else:
-            heap = self._fixed
-        if len(heap) > 2 * self._live + 16:  # mostly invalid entries
-            heap[:] = [entry for entry in heap if entry[3] == entry[4].entry]
-            heapq.heapify(heap)
-        heapq.heappush(heap, (bound_ns, lane.account, lane.region, lane.entry, lane))
-
     def _tune(self, lane: _Lane, received_ns: int) -> None:
         """Look at a source's window anew, and at that of all."""
         lane.tune_ns = received_ns + TUNE_NS
@@ -423,14 +314,8 @@ class Merger(Generic[T]):
                 self._common_window_ns = window_ns
                 for other in self._lanes.values():
                     if not other.own_window:
-                        self._set_window(other, window_ns)
-        samples = lane.histogram.decay(received_ns)
+                        self._bounds.set_window(other, window_ns)
+        samples = lane.lateness.decay(received_ns)
         lane.own_window = samples >= (TOO_FEW if lane.own_window else ENOUGH)
-        window_ns = lane.histogram.window_ns() if lane.own_window else self._common_window_ns
-        self._set_window(lane, window_ns)
-
-    def _set_window(self, lane: _Lane, window_ns: int) -> None:
-        if lane.window_ns != window_ns:
-            lane.window_ns = window_ns
-            if lane.live:
-                self._enter(lane)
+        window_ns = lane.lateness.window_ns() if lane.own_window else self._common_window_ns
+        self._bounds.set_window(lane, window_ns)

@@ -12,6 +12,9 @@ from hypermux.core import backoff
 FLOOR_PER_S = 1.0 / 60.0
 RECOVERY = 0.05
 
+# A permit may come this part of an interval early: what adding up floats may be off by.
+_ROUNDING = 1e-6
+
 
 class Gcra:
     """A rate with a burst: over any span of t seconds at most `rate * t + burst` permits.
@@ -21,16 +24,16 @@ class Gcra:
     It starts with the burst used up, so that a process that crashes in a loop keeps the rate too.
     """
 
-    __slots__ = ("_burst", "_interval", "_tat", "_tolerance")
+    __slots__ = ("_interval", "_spare", "_tat", "_tolerance")
 
     def __init__(self, rate_per_s: float, burst: int, now: float) -> None:
         """Permit `rate_per_s` and `burst`; raises ValueError when one of them permits nothing."""
         if rate_per_s <= 0 or burst < 1:
             raise ValueError("a rate is over 0 per second, and a burst at least 1")
-        self._burst = burst
+        self._spare = burst - 1 + _ROUNDING
         self._interval = 1.0 / rate_per_s
-        self._tolerance = (burst - 1) * self._interval
-        self._tat = now + self._tolerance + self._interval
+        self._tolerance = self._spare * self._interval
+        self._tat = now + burst * self._interval
 
     def ready_at(self, now: float) -> float:
         """Return when the next permit is free: `now`, or later."""
@@ -45,7 +48,7 @@ class Gcra:
         interval = 1.0 / rate_per_s
         used = max(0.0, self._tat - now) / self._interval
         self._interval = interval
-        self._tolerance = (self._burst - 1) * interval
+        self._tolerance = self._spare * interval
         self._tat = now + used * interval
 
 

@@ -61,10 +61,10 @@ class Palette:
 PLAIN = Palette()
 
 
-def escape(text: str) -> str:
-    """Return `text` with everything escaped that is not plainly visible, cut to `MAX_FIELD`."""
-    if len(text) > MAX_FIELD:
-        text = text[: MAX_FIELD - 3] + "..."
+def escape(text: str, *, limit: int | None = MAX_FIELD) -> str:
+    """Return `text` with everything escaped that is not plainly visible, cut to `limit`."""
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 3] + "..."
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
@@ -101,18 +101,9 @@ def pretty(raw: bytes) -> bytes:
         elif token == ",":
             out.append(",\n" + "  " * depth)
         else:
-            out.append(": " if token == ":" else escape_long(token))
+            out.append(": " if token == ":" else escape(token, limit=None))
     out.append("\n")
     return "".join(out).encode("ascii")
-
-
-def escape_long(text: str) -> str:
-    """Return `text` with control characters escaped, at full length."""
-    return text if text.isprintable() else "".join(map(_visible, text))
-
-
-def _visible(char: str) -> str:
-    return char if char.isprintable() else _escaped(char)
 
 
 def duration(ns: int) -> str:

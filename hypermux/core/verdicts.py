@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from math import inf
 
 from attrs import frozen
 
@@ -54,14 +55,14 @@ class Judgement:
 class Row:
     """One row: codes from `first` to `last`, what they mean, in one clause."""
 
-    first: int
-    last: int
+    first: float
+    last: float
     verdict: Verdict
     cause: str
     meaning: str
 
 
-_ANY = 1 << 31
+_ALL = (-inf, inf)
 
 # Statuses other than the expected one, of a WebSocket upgrade or of `GET /events`.
 HTTP_ROWS: tuple[Row, ...] = (
@@ -75,7 +76,7 @@ HTTP_ROWS: tuple[Row, ...] = (
     Row(500, 599, Verdict.RETRY, "refused", "the server fails"),
     Row(300, 399, Verdict.MISCONFIGURED, "misconfigured", "the server points elsewhere"),
     Row(400, 499, Verdict.MISCONFIGURED, "misconfigured", "the server rejects the request"),
-    Row(-_ANY, _ANY, Verdict.MISCONFIGURED, "misconfigured", "what answers is no event stream"),
+    Row(*_ALL, Verdict.MISCONFIGURED, "misconfigured", "what answers is no event stream"),
 )
 
 # Codes of close frames. 1005 and 1006 are never sent: they stand for no code, and for no frame.
@@ -88,28 +89,29 @@ CLOSE_ROWS: tuple[Row, ...] = (
     Row(1012, 1012, Verdict.RETRY, "closed", "the server restarts"),
     Row(1013, 1013, Verdict.THROTTLED, "throttled", "the server asks to come back later"),
     Row(3000, 4999, Verdict.RETRY, "closed", "the server closed with a code of its own"),
-    Row(-_ANY, _ANY, Verdict.RETRY, "closed", "the server closed the stream"),
+    Row(*_ALL, Verdict.RETRY, "closed", "the server closed the stream"),
 )
 
 # Failures without a code, once the server has accepted the connection.
 KIND_ROWS: Mapping[FailureKind, Row] = {
-    FailureKind.RESOLVE: Row(0, 0, Verdict.RETRY, "unreachable", "the name has no address"),
-    FailureKind.CONNECT: Row(0, 0, Verdict.RETRY, "unreachable", "nothing accepts the connection"),
-    FailureKind.TIMEOUT: Row(0, 0, Verdict.RETRY, "timeout", "the server took too long"),
-    FailureKind.TLS: Row(0, 0, Verdict.UNTRUSTED, "untrusted", "the server is not to be trusted"),
-    FailureKind.EOF: Row(0, 0, Verdict.RETRY, "dropped", "the stream ended without a goodbye"),
-    FailureKind.SILENT: Row(0, 0, Verdict.RETRY, "silent", "the server fell silent"),
-    FailureKind.PROTOCOL: Row(0, 0, Verdict.RETRY, "garbage", "the server broke the protocol"),
-    FailureKind.OVERSIZE: Row(0, 0, Verdict.RETRY, "oversize", "a message is over the limit"),
+    FailureKind.RESOLVE: Row(*_ALL, Verdict.RETRY, "unreachable", "the name has no address"),
+    FailureKind.CONNECT: Row(*_ALL, Verdict.RETRY, "unreachable", "nothing accepts the connection"),
+    FailureKind.TIMEOUT: Row(*_ALL, Verdict.RETRY, "timeout", "the server took too long"),
+    FailureKind.TLS: Row(*_ALL, Verdict.UNTRUSTED, "untrusted", "the server is not to be trusted"),
+    FailureKind.EOF: Row(*_ALL, Verdict.RETRY, "dropped", "the stream ended without a goodbye"),
+    FailureKind.RESET: Row(0, 0, Verdict.RETRY, "dropped", "the connection broke"),
+    FailureKind.SILENT: Row(*_ALL, Verdict.RETRY, "silent", "the server fell silent"),
+    FailureKind.PROTOCOL: Row(*_ALL, Verdict.RETRY, "garbage", "the server broke the protocol"),
+    FailureKind.OVERSIZE: Row(*_ALL, Verdict.RETRY, "oversize", "a message is over the limit"),
     FailureKind.CREDENTIAL: Row(
-        0, 0, Verdict.MISCONFIGURED, "credential", "our own key cannot be read"
+        *_ALL, Verdict.MISCONFIGURED, "credential", "our own key cannot be read"
     ),
 }
 
 # The same before it has: a peer that never spoke the protocol is not the one that was meant.
 HANDSHAKE_ROWS: Mapping[FailureKind, Row] = {
     FailureKind.PROTOCOL: Row(
-        0, 0, Verdict.MISCONFIGURED, "garbage", "what answers does not speak the protocol"
+        *_ALL, Verdict.MISCONFIGURED, "garbage", "what answers does not speak the protocol"
     ),
 }
 

@@ -13,7 +13,7 @@ import select
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import trio
 from attrs import define, field
@@ -147,10 +147,17 @@ class StdoutWriter:
                 raise DiskFault(f"cannot write to stdout: {exc.strerror}") from exc
 
 
+class Printer(Protocol):
+    """Turns blocks of record lines into what is written; a `Formatter` is one."""
+
+    def format(self, block: bytes) -> bytes:
+        """Return what to write for whole record lines."""
+
+
 async def run_console(
     horizon: Horizon,
     open_reader: OpenReader,
-    formatter: Formatter,
+    printer: Printer,
     writer: StdoutWriter,
     *,
     after: int,
@@ -168,7 +175,7 @@ async def run_console(
             ended = horizon.ended
             block = await walk.read(horizon.position)
             if block:
-                text = formatter.format(block)
+                text = printer.format(block)
                 # Abandoned when cancelled: a write into a full pipe may never come back.
                 await trio.to_thread.run_sync(
                     writer.write, text, limiter=printing, abandon_on_cancel=True

@@ -18,6 +18,7 @@ from attrs import define
 
 from hypermux.core.backoff import full_jitter
 from hypermux.core.lines import last_seq
+from hypermux.core.rendering import escape
 from hypermux.model.errors import HypermuxError, Unreachable, UsageFault
 from hypermux.model.records import Cursor
 
@@ -56,7 +57,10 @@ class Stream:
             first = stream._first_line()
             if first.get("kind") != "subscribed":
                 raise _refused(first)
-            stream.cursor = Cursor.parse(str(first.get("cursor")))
+            try:
+                stream.cursor = Cursor.parse(str(first.get("cursor")))
+            except ValueError as exc:
+                raise Unreachable(f"the service's first line has no cursor: {exc}") from None
             return stream
         except BaseException:
             sock.close()
@@ -71,13 +75,7 @@ class Stream:
             if len(self._rest) > MAX_LINE:
                 raise Unreachable("this is not a hypermux socket: its first line does not end")
         line, _, self._rest = self._rest.partition(b"\n")
-        try:
-            first = json.loads(line)
-        except ValueError:
-            first = None
-        if not isinstance(first, dict):
-            raise Unreachable("this is not a hypermux socket: its first line is not JSON")
-        return first
+        return _own_line(line)
 
     def blocks(self) -> Iterator[bytes]:
         """Yield blocks of whole record lines until the stream ends.
@@ -113,7 +111,7 @@ class Stream:
         start = block.rfind(b"\n", 0, -1) + 1
         if block.startswith(b'{"seq":', start):
             return block
-        last = json.loads(block[start:])
+        last = _own_line(block[start:])
         if last.get("kind") == "end":
             self.complete = True
             return block[:start]
@@ -187,6 +185,18 @@ def _no_service(path: Path, error: OSError) -> str:
     return f"cannot connect to {path}: {error.strerror or error}"
 
 
+def _own_line(line: bytes) -> dict[str, Any]:
+    """Return what the service itself says, beside records."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Unreachable("this is not a hypermux socket: it sent a line that is not a JSON object")
+    return value
+
+
 def _refused(line: Mapping[str, Any]) -> HypermuxError:
-    sentence = f"the service refuses: {line.get('error', 'without a reason')}"
+    # Whoever listens there wrote it, and it will be shown on a terminal.
+    sentence = escape(f"the service refuses: {line.get('error', 'without a reason')}", limit=1000)
     return UsageFault(sentence) if line.get("cause") in _OURS else Unreachable(sentence)

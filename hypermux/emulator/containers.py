@@ -205,6 +205,5 @@ class Fleet:
         return found[0]
 
 
-def _dump(value: object) -> str:
-    # As Go writes it: other alphabets unescaped.
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+# As Go writes it: other alphabets unescaped.
+_dump = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode

@@ -52,7 +52,7 @@ class Credential:
     secret_key: Secret = field(repr=False)
 
 
-@frozen(order=True)
+@frozen(order=True, cache_hash=True)
 class SourceId:
     """The name of a source: account and region. Orders as the merge breaks ties."""
 
@@ -85,7 +85,9 @@ class Endpoint:
                 raise ValueError("a unix endpoint is written unix:///absolute/path.sock")
             return cls("unix", "", 0, path)
         if parts.scheme not in _DEFAULT_PORTS:
-            raise ValueError("an endpoint is written wss://HOST[:PORT]/PATH (or ws, tcp, https, unix)")
+            raise ValueError(
+                "an endpoint is written wss://HOST[:PORT]/PATH, or with ws, tcp, https, unix"
+            )
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("an endpoint has no user name, query or fragment")
         if not parts.hostname:
@@ -136,6 +138,14 @@ class Tls:
     ca: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
+
+
+def uses_tls(endpoint: Endpoint, tls: Tls) -> bool:
+    """Say whether a connection is made over TLS: by its scheme, or as Docker's CLI does on tcp://.
+
+    The Docker Engine's tcp:// is TLS exactly when a certificate says so.
+    """
+    return endpoint.secure or (endpoint.scheme == "tcp" and bool(tls.ca or tls.client_cert))
 
 
 @frozen

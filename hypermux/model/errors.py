@@ -100,6 +100,7 @@ class FailureKind(StrEnum):
     HTTP = "http"  # an answer other than the expected one; `code` is its status
     CLOSE = "close"  # a close frame; `code` is its code
     EOF = "eof"  # the stream ended without a goodbye
+    RESET = "reset"  # the connection broke: what was on its way is lost
     SILENT = "silent"  # a ping went unanswered
     PROTOCOL = "protocol"  # the peer does not speak the protocol
     OVERSIZE = "oversize"  # a message over the limit
@@ -108,7 +109,7 @@ class FailureKind(StrEnum):
 
 @frozen
 class Failure:
-    """One failed or ended attempt, as the transport saw it; `core.lifecycle.judge` gives it meaning.
+    """One failed or ended attempt, as the transport saw it; `core.verdicts` gives it meaning.
 
     `detail` is one plain sentence without secrets. `code` is an HTTP status or a WebSocket close
     code. `retry_after_s` comes from `Retry-After`, in seconds. `date_ns` is the server's clock

@@ -23,7 +23,7 @@ from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
 from hypermux.core.verdicts import Judgement, Verdict, judge
-from hypermux.model.accounts import Credential
+from hypermux.model.accounts import Credential, uses_tls
 from hypermux.model.errors import ConfigurationFault, ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event, Gap, Item, StateChange
 from hypermux.upstream.gate import Gate
@@ -119,17 +119,17 @@ class Connection:
             self.feed.deliver([down], self.clock.now_ns())
         try:
             while True:
-                self.lifecycle.waiting(trio.current_time())
                 address = self.source.endpoint.address
                 await self.gate.permit(self.source.id, address, rank)
                 dialed_at = trio.current_time()
                 try:
-                    failure = await self._attempt()
+                    # The limiter hears of a refusal before the slot goes to the next in line.
+                    delay_s = self._fell(await self._attempt(), dialed_at)
                 finally:
                     self.gate.release(self.source.id)
-                delay_s = self._fell(failure, dialed_at)
                 rank = Rank.PROBE if self.lifecycle.state in _PROBED else Rank.LOST
                 await trio.sleep(delay_s)
+                self.lifecycle.waiting(trio.current_time())
         finally:
             self._stopped()
 
@@ -199,7 +199,7 @@ class Connection:
         was_up = self._outage is None
         judgement = judge(
             failure,
-            secure=self.source.endpoint.secure and self.source.tls.verify,
+            secure=uses_tls(self.source.endpoint, self.source.tls) and self.source.tls.verify,
             now_utc_ns=self.utc_ns(),
             opened=was_up,
         )
@@ -208,12 +208,14 @@ class Connection:
             self._sign_offset_s = judgement.offset_ns / 1e9
         if pause.state is State.DENIED:
             self.keys.refused(self.source)
+            self._sign_offset_s = 0.0
         if judgement.verdict is Verdict.THROTTLED:
             with self.gate.changing() as allocator:
                 allocator.throttled(self.source.id, dialed_at, failure.retry_after_s, now)
         if was_up:
             self.feed.closed()
-            self._outage = Outage(self._heard_ns, judgement.cause)
+            from_ns = now_ns if failure.kind in _ORDERLY else self._heard_ns
+            self._outage = Outage(from_ns, judgement.cause)
         elif self._outage is not None and self._outage.cause == "start":
             self._outage = Outage(self._outage.from_ns, judgement.cause)
         self._tell_down(judgement, now_ns)
@@ -247,4 +249,9 @@ class Connection:
 
 
 _TRUST = {"verified": None, "unverified": "TLS certificate not verified", "off": None}
+# An end that came to us in its place behind all data: nothing sent before it is missing. Of all
+# other ends only what was heard last is certain.
+_ORDERLY = frozenset(
+    {FailureKind.CLOSE, FailureKind.EOF, FailureKind.OVERSIZE, FailureKind.PROTOCOL}
+)
 _PROBED = frozenset({State.DENIED, State.UNTRUSTED, State.MISCONFIGURED})

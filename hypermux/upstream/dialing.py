@@ -7,6 +7,7 @@ file of it has changed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -17,7 +18,7 @@ from typing import Any, TypeAlias
 import trio
 from attrs import define, field
 
-from hypermux.model.accounts import Endpoint, Tls
+from hypermux.model.accounts import Endpoint, Tls, uses_tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream import faults
 from hypermux.upstream.transport import Trust
@@ -31,13 +32,6 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 Address: TypeAlias = tuple[int, Any]  # family, socket address
 _Stamp: TypeAlias = tuple[tuple[str, int, int], ...]
-
-
-def uses_tls(endpoint: Endpoint, tls: Tls) -> bool:
-    """Say whether a connection is made over TLS: by scheme, or for tcp because certificates
-    are configured (as the Docker CLI has it).
-    """
-    return endpoint.secure or (endpoint.scheme == "tcp" and bool(tls.ca or tls.client_cert))
 
 
 def trust_of(endpoint: Endpoint, tls: Tls) -> Trust:
@@ -118,7 +112,10 @@ class SocketDialer:
             # https_compatible: an end without close_notify is an end; both protocols above say
             # themselves whether it came in the middle of something.
             secured = trio.SSLStream(
-                stream, context, server_hostname=endpoint.host, https_compatible=True
+                _LastWords(stream),
+                context,
+                server_hostname=endpoint.host,
+                https_compatible=True,
             )
             with trio.move_on_after(self.dial_timeout_s):
                 await secured.do_handshake()
@@ -134,6 +131,31 @@ class SocketDialer:
     def _too_slow(self, stage: str) -> ConnectionFailed:
         text = f"{stage} took longer than {self.dial_timeout_s:g} s"
         return ConnectionFailed(Failure(FailureKind.TIMEOUT, text))
+
+
+@define(eq=False)
+class _LastWords(trio.abc.Stream):
+    """Leaves it to the next read to tell of a failed write.
+
+    A server that refuses our certificate sends an alert and resets the connection; the request on
+    its way then fails first, and TLS would never look at the alert, which says why.
+    """
+
+    inner: trio.SocketStream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.inner.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
 
 
 async def _connect(addresses: list[Address], name: str) -> trio.SocketStream:

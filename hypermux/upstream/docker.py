@@ -7,6 +7,7 @@ ping on this stream; TCP keepalive (see `dialing`) finds a dead host.
 
 from __future__ import annotations
 
+import contextlib
 from typing import NoReturn
 
 import h11
@@ -82,10 +83,9 @@ class _Events:
             headers=[("Host", "docker" if local else endpoint.netloc), ("User-Agent", "hypermux")],
         )
         sent = (self.http.send(request) or b"") + (self.http.send(h11.EndOfMessage()) or b"")
-        try:
+        # The engine may have refused before it read the request: see what it said.
+        with contextlib.suppress(trio.BrokenResourceError):
             await self.stream.send_all(sent)
-        except trio.BrokenResourceError as exc:
-            raise ConnectionFailed(faults.broken(exc, opened=False)) from exc
         response = await self._answer()
         trust = dialing.trust_of(endpoint, self.source.tls)
         if response.status_code != 200:
@@ -113,8 +113,6 @@ class _Events:
                 first = first or data
 
     async def _read(self) -> bytes:
-        if self.opened:
-            self.listener.waiting()
         try:
             data = bytes(await self.stream.receive_some(READ_SIZE))
         except trio.BrokenResourceError as exc:

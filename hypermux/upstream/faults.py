@@ -23,9 +23,10 @@ def broken(exc: trio.BrokenResourceError, *, opened: bool) -> Failure:
         return Failure(FailureKind.TLS, f"handshake: {_tls_words(cause)}")
     if isinstance(cause, OSError) and cause.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
         return Failure(FailureKind.SILENT, "the host does not answer any more (TCP keepalive)")
-    words = f": {os_words(cause)}" if isinstance(cause, OSError) else ""
-    when = "" if opened else "handshake: "
-    return Failure(FailureKind.EOF, f"{when}the connection broke{words}")
+    words = os_words(cause) if isinstance(cause, OSError) else "the peer is gone"
+    if opened:
+        return Failure(FailureKind.RESET, words)
+    return Failure(FailureKind.EOF, f"handshake: the connection broke: {words}")
 
 
 def handshake_failure(endpoint: Endpoint, exc: Exception) -> Failure:

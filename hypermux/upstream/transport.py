@@ -30,9 +30,6 @@ class Listener(Protocol):
     def opened(self, opened: Opened) -> None:
         """The server accepted: events may come."""
 
-    def waiting(self) -> None:
-        """The reader is about to wait for bytes."""
-
     def heard(self) -> None:
         """Bytes came, whatever they mean."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from typing import NoReturn
-from urllib.parse import quote
 
 import h11
 import trio
@@ -71,7 +70,7 @@ class _Request:
     def __init__(self, source: Source, credential: Credential, now_utc_s: float) -> None:
         endpoint = source.endpoint
         self.host = endpoint.netloc
-        path = quote(endpoint.path, safe="/%:@!$&'()*+,;=~")
+        path = signing.wire_path(endpoint.path)
         query = source.filters.query()
         self.resource = f"{path}?{query}" if query else path
         region = source.id.region
@@ -138,7 +137,7 @@ async def _wait_closed(
     except trio_websocket.ConnectionClosed:
         # Usually the reader finds the reason at its next read, which ends this wait.
         await trio.sleep(_REASON_S)
-    ended = Failure(FailureKind.EOF, "the connection broke while answering the server")
+    ended = Failure(FailureKind.RESET, "nothing can be sent any more")
     raise ConnectionFailed(stream.splitter.ended or ended)
 
 

@@ -339,9 +339,6 @@ class Quiet:
     def opened(self, opened: Opened) -> None:
         raise AssertionError
 
-    def waiting(self) -> None:
-        raise AssertionError
-
     def heard(self) -> None:
         raise AssertionError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -87,9 +88,7 @@ def test_curl_does_the_upgrade(key_file: Path) -> None:
     words = shlex.split(signed(key_file, *FILTERS, "--format", "curl"))
     assert words[:7] == ["curl", "-sS", "--http1.1", "-i", "-N", "--max-time", "5"]
     assert words[-1] == f"https://us-west-1.hyper.sh{VECTOR['request_target']}"
-    sent = dict(
-        word.split(": ", 1) for flag, word in zip(words, words[1:], strict=False) if flag == "-H"
-    )
+    sent = dict(word.split(": ", 1) for flag, word in itertools.pairwise(words) if flag == "-H")
     assert sent["Connection"] == "Upgrade"
     assert sent["Upgrade"] == "websocket"
     assert sent["Sec-WebSocket-Version"] == "13"

@@ -106,7 +106,7 @@ def described(messages: list[bytes]) -> list[tuple[bytes, int | None]]:
 
 
 @given(PIECES, st.integers(1, 12), st.lists(st.integers(0, 60), max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_cut_gives_the_same_messages(data: bytes, limit: int, cuts: list[int]) -> None:
     splitter = LineSplitter(limit)
     edges = [0, *sorted(cuts), max([len(data), *cuts])]
@@ -135,7 +135,7 @@ JSON = st.recursive(
     st.sampled_from([None, 1]),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_values_come_back_whatever_separates_them(
     values: list[object], separator: str, indent: int | None, ascii_only: bool
 ) -> None:

@@ -72,7 +72,7 @@ def test_an_event_of_dialect_b_is_pod_shaped() -> None:
 def test_hostile_labels_do_not_disturb_the_times() -> None:
     labels = {'","timeNano":': "\0", "time": "0", "ü\n": '"', "image": "lie"}
     for dialect in ("a", "b"):
-        _, (text,) = fleet().create("busybox", "x", labels, dialect)  # type: ignore[arg-type]
+        _, (text,) = fleet().create("busybox", "x", labels, dialect)
         event = json.loads(text.at(TIME_NS))
         assert event.get("timeNano", event.get("TimeNano")) == TIME_NS
         assert b"\n" not in text.at(TIME_NS)

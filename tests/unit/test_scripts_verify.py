@@ -114,9 +114,10 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
+    """Return twelve events, by turns of three sources; each reconnects after two."""
     made = Bench(tmp_path)
     for number in range(12):
-        made.manifest.append(manifest_line(number, number % 3))
+        made.manifest.append(manifest_line(number, number % 3 + number // 6 * 3))
         source = SOURCES[number % 3]
         made.lines.append(record(number + 1, "event", sent_ns(number), source, event=event(number)))
     made.accepts = [START_NS, START_NS + 999 * MS, START_NS + 1000 * MS, START_NS + 5000 * MS]
@@ -204,8 +205,8 @@ def swapped(bench: Bench) -> None:
 def swapped_events(bench: Bench) -> None:
     """Two events of one connection change places inside otherwise right records."""
     source = SOURCES[1]
-    bench.lines[4] = record(5, "event", sent_ns(4), source, event=event(7))
-    bench.lines[7] = record(8, "event", sent_ns(7), source, event=event(4))
+    bench.lines[1] = record(2, "event", sent_ns(1), source, event=event(4))
+    bench.lines[4] = record(5, "event", sent_ns(4), source, event=event(1))
 
 
 def swapped_sources(bench: Bench) -> None:
@@ -288,6 +289,20 @@ def test_a_gap_around_it_covers_it(bench: Bench, capsys: pytest.CaptureFixture[s
     assert (code, counts["missing"], counts["covered"], counts["gaps"]) == (0, 0, 1, 1)
 
 
+def test_a_gap_covers_no_hole_in_a_connection(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A connection loses its end: what came behind the lost event shows that it was open."""
+    del bench.lines[1]
+    bench.lines.append(gap(12, 1, SOURCES[1]))
+    bench.renumber()
+    assert bench.run(capsys)[1]["missing"] == 1
+    del bench.lines[3]  # the event behind it, now at the end too
+    bench.renumber()
+    code, counts = bench.run(capsys, "--slack", "400ms")
+    assert (code, counts["covered"]) == (0, 2)
+
+
 def test_another_sources_gap_does_not(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     del bench.lines[4]
     bench.lines.append(gap(12, 4, SOURCES[2]))
@@ -311,7 +326,7 @@ def test_slack_widens_a_gap(
 def test_a_gap_covers_what_is_after_a_shorter_one(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    del bench.lines[7]
+    del bench.lines[10]
     wide = {"from": rfc3339(sent_ns(0)), "to": rfc3339(sent_ns(11))}
     bench.lines += [gap(12, 4, SOURCES[1], **wide), gap(13, 4, SOURCES[1])]
     bench.renumber()
@@ -357,8 +372,8 @@ def test_late_records_may_be_behind(bench: Bench, capsys: pytest.CaptureFixture[
 def test_late_records_keep_their_connections_order(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moved = bench.lines.pop(3)
-    bench.lines.insert(7, sealed(moved[:-19].replace(b',"event":', b',"late":true,"event":')))
+    moved = bench.lines.pop(0)
+    bench.lines.insert(3, sealed(moved[:-19].replace(b',"event":', b',"late":true,"event":')))
     bench.renumber()
     code, counts = bench.run(capsys)
     assert (code, counts["late"], counts["misordered"]) == (1, 1, 1)

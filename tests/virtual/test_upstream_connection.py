@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
+import pytest
 import trio
 import trio.testing
 from attrs import define, evolve, field
@@ -183,8 +184,10 @@ async def test_server_down_at_start_is_one_outage(
     assert all(0 < wait <= 60 for wait in waits)
 
 
-async def test_a_drop_is_a_gap_from_the_last_byte(autojump_clock: trio.testing.MockClock) -> None:
-    played = await play(live(5, FailureKind.EOF))
+async def test_a_broken_connection_is_a_gap_from_the_last_byte(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    played = await play(live(5, FailureKind.RESET))
     first, second = played.tape.gaps
     assert first.cause == "start"
     assert second.from_ns == first.to_ns  # the event came with the answer; nothing since
@@ -192,6 +195,14 @@ async def test_a_drop_is_a_gap_from_the_last_byte(autojump_clock: trio.testing.M
     assert [s.state for s in played.tape.states] == ["down", "up", "down", "up", "down"]
     assert played.tape.calls == ["opened", "closed", "opened", "closed"]
     assert sum(isinstance(item, Event) for item in played.tape.items) == 1
+
+
+async def test_an_end_in_its_place_is_a_gap_from_then_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    played = await play(live(5, FailureKind.EOF))
+    first, second = played.tape.gaps
+    assert second.from_ns == pytest.approx(first.to_ns + 5 * SECOND, abs=1000)
 
 
 async def test_each_way_to_end_has_its_word(autojump_clock: trio.testing.MockClock) -> None:

@@ -40,10 +40,6 @@ class Heard:
         self.openings.append(opened)
         self.log.append("opened")
 
-    def waiting(self) -> None:
-        assert self.openings
-        self.log.append("waiting")
-
     def heard(self) -> None:
         self.log.append("heard")
 

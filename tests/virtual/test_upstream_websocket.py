@@ -51,10 +51,6 @@ class Heard:
         self.openings.append(opened)
         self.log.append("opened")
 
-    def waiting(self) -> None:
-        assert self.openings
-        self.log.append("waiting")
-
     def heard(self) -> None:
         self.log.append("heard")
 
@@ -177,7 +173,7 @@ async def test_events_in_order_then_close(autojump_clock: trio.testing.MockClock
     heard = Heard()
     failure = await run(library_server(talk), heard)
     assert heard.messages == sent
-    assert heard.log[:2] == ["opened", "waiting"]
+    assert heard.log[:2] == ["opened", "heard"]
     assert failure.kind is FailureKind.CLOSE
     assert failure.code == 1001
     assert "\x1b" not in failure.detail

@@ -1,0 +1,189 @@
+"""Private engines for live tests: a real dockerd or Podman of a test's own, ended by its pid."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from attrs import define
+
+START_S = 60.0
+STOP_S = 30.0
+IMAGE = "docker.io/library/hypermux-test:1"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("docker", timeout=START_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self._path))
+
+
+@define(eq=False)
+class Engine:
+    """A running engine: its socket, and the client that talks to it."""
+
+    socket: Path
+    process: subprocess.Popen[bytes]
+    client: Sequence[str]
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def run(self, *arguments: str, data: bytes | None = None) -> str:
+        """Run the engine's own client; return its output."""
+        done = subprocess.run(
+            [*self.client, *arguments], input=data or b"", capture_output=True, timeout=60
+        )
+        if done.returncode:
+            raise AssertionError(f"{arguments}: {done.stderr.decode()}")
+        return done.stdout.decode().strip()
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """Make one request of the engine's API; return the body of its answer."""
+        connection = _UnixConnection(self.socket)
+        with contextlib.closing(connection):
+            headers = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        assert answer.status < 400, text
+        return text
+
+    def import_image(self) -> None:
+        """Make IMAGE: one static busybox and nothing else."""
+        self.run("import", "-", IMAGE, data=_busybox_tar())
+
+    def stop(self) -> None:
+        """End the engine by its pid, and hard when it does not come to an end."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def running_dockerd(extra: Sequence[str] = ()) -> Iterator[Engine]:
+    """Run a dockerd that touches nothing of the machine: no bridge, no iptables, own directories.
+
+    Skips where there is none, or where it could not run; with CI=true that is a failure.
+    """
+    _need("dockerd", "docker", "busybox")
+    with _directory() as home:
+        command = [
+            "dockerd",
+            f"--host=unix://{home}/docker.sock",
+            f"--data-root={home}/data",
+            f"--exec-root={home}/exec",
+            f"--pidfile={home}/pid",
+            "--storage-driver=vfs",
+            "--iptables=false",
+            "--ip6tables=false",
+            "--bridge=none",
+            *extra,
+        ]
+        client = ("docker", f"--host=unix://{home}/docker.sock")
+        with _running(command, home, home / "docker.sock", client) as engine:
+            yield engine
+
+
+@contextlib.contextmanager
+def running_podman() -> Iterator[Engine]:
+    """Run Podman's API service likewise."""
+    _need("podman", "busybox")
+    with _directory() as home:
+        command = [
+            "podman",
+            f"--root={home}/root",
+            f"--runroot={home}/run",
+            f"--tmpdir={home}/tmp",
+            "--storage-driver=vfs",
+            "--events-backend=file",
+            "--cgroup-manager=cgroupfs",
+            "system",
+            "service",
+            "--time=0",
+            f"unix://{home}/podman.sock",
+        ]
+        client = ("podman", f"--url=unix://{home}/podman.sock")
+        with _running(command, home, home / "podman.sock", client) as engine:
+            yield engine
+
+
+def _need(*programs: str) -> None:
+    missing = [program for program in programs if shutil.which(program) is None]
+    reason = f"not installed: {', '.join(missing)}" if missing else ""
+    if not reason and os.geteuid() != 0:
+        reason = "an engine of its own needs root"
+    if reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    # Not pytest's own: unix socket paths must stay short.
+    home = Path(tempfile.mkdtemp(prefix="hypermux-engine-"))
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], home: Path, path: Path, client: Sequence[str]
+) -> Iterator[Engine]:
+    log = home / "log"
+    environment = {**os.environ, "HOME": str(home)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+        )
+    engine = Engine(path, process, client)
+    try:
+        deadline = time.monotonic() + START_S
+        while not _answers(engine):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{command[0]} did not start:\n{log.read_text()[-4000:]}")
+            time.sleep(0.05)
+        yield engine
+    finally:
+        engine.stop()
+
+
+def _answers(engine: Engine) -> bool:
+    try:
+        return engine.ask("GET", "/_ping") == b"OK"
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _busybox_tar() -> bytes:
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        archive.add(os.path.realpath(busybox), "bin/busybox")
+        link = tarfile.TarInfo("bin/sh")
+        link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+        archive.addfile(link)
+    return tar.getvalue()

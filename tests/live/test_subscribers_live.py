@@ -1,0 +1,377 @@
+"""The real socket: who may connect, who may take its place, and what plain tools see."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+import trio.testing
+from attrs import define
+
+from hypermux.config.settings import JournalSettings, SocketSettings
+from hypermux.core.recording import Encoder
+from hypermux.downstream import sockets
+from hypermux.downstream.console import Formatter, StdoutWriter, run_console
+from hypermux.downstream.horizon import Horizon
+from hypermux.downstream.journal import Journal
+from hypermux.downstream.reading import JournalReader, resolve_cursor
+from hypermux.downstream.storage import DiskStorage
+from hypermux.downstream.subscribers import serve_subscribers
+from hypermux.model.accounts import SourceId
+from hypermux.model.errors import ConfigurationFault, Unreachable
+from hypermux.model.records import Cursor, Event
+
+pytestmark = pytest.mark.live
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory with a short path, whatever the test's name."""
+    path = Path(tempfile.mkdtemp(prefix="hm-"))
+    yield path
+    shutil.rmtree(path)
+
+
+class TestThePlace:
+    def test_modes(self, folder: Path) -> None:
+        path = folder / "made" / "here" / "h.sock"
+        bound = sockets.bind(path, 0o600)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        bound.close()
+        assert not path.exists()
+
+    def test_a_living_socket_is_never_replaced(self, folder: Path) -> None:
+        path = folder / "h.sock"
+        bound = sockets.bind(path, 0o600)
+        before = path.stat().st_ino
+        with pytest.raises(Unreachable, match="another hypermux serves"):
+            sockets.bind(path, 0o600)
+        assert path.stat().st_ino == before
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        bound.close()
+
+    def test_busy_is_not_dead(self, folder: Path) -> None:
+        path = folder / "h.sock"
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            server.listen(0)
+            waiting = []
+            for _ in range(3):
+                client = socket.socket(socket.AF_UNIX)
+                client.setblocking(False)
+                waiting.append(client)
+                try:
+                    client.connect(str(path))
+                except BlockingIOError:
+                    break
+            with pytest.raises(Unreachable):
+                sockets.bind(path, 0o600)
+            for client in waiting:
+                client.close()
+
+    def test_a_dead_socket_is_replaced(self, folder: Path) -> None:
+        path = folder / "h.sock"
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        bound = sockets.bind(path, 0o600)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        bound.close()
+
+    def test_only_our_own_file_is_removed(self, folder: Path) -> None:
+        path = folder / "h.sock"
+        bound = sockets.bind(path, 0o600)
+        path.unlink()
+        successor = sockets.bind(path, 0o600)
+        bound.close()
+        assert path.exists()
+        successor.close()
+
+    def test_one_at_a_time(self, folder: Path) -> None:
+        fd = os.open(folder, os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(Unreachable, match="starting or stopping"):
+            sockets.bind(folder / "h.sock", 0o600)
+        os.close(fd)
+
+    def test_a_directory_that_others_can_write_is_refused(self, folder: Path) -> None:
+        open_to_all = folder / "open"
+        open_to_all.mkdir()
+        open_to_all.chmod(0o777)
+        with pytest.raises(ConfigurationFault, match=f"type: chmod go-w {open_to_all}"):
+            sockets.bind(open_to_all / "h.sock", 0o600)
+        open_to_all.chmod(0o1777)
+        with pytest.raises(ConfigurationFault, match="use a directory below it"):
+            sockets.bind(open_to_all / "h.sock", 0o600)
+        assert list(open_to_all.iterdir()) == []
+
+    def test_what_is_no_socket_stays(self, folder: Path) -> None:
+        path = folder / "h.sock"
+        path.write_text("mine")
+        with pytest.raises(ConfigurationFault, match="not a socket"):
+            sockets.bind(path, 0o600)
+        assert path.read_text() == "mine"
+        link = folder / "link.sock"
+        link.symlink_to(path)
+        with pytest.raises(ConfigurationFault, match="not a socket"):
+            sockets.bind(link, 0o600)
+
+    def test_a_path_has_a_length(self, folder: Path) -> None:
+        with pytest.raises(ConfigurationFault, match="at most 107 bytes"):
+            sockets.bind(folder / ("x" * 108), 0o600)
+
+    def test_no_directory_can_be_made(self, folder: Path) -> None:
+        (folder / "file").write_text("")
+        with pytest.raises(ConfigurationFault, match=r"[Nn]ot a directory"):
+            sockets.bind(folder / "file" / "h.sock", 0o600)
+
+
+@define(eq=False)
+class Server:
+    """A journal that a test writes, and its subscribers."""
+
+    journal: Journal
+    horizon: Horizon
+    path: Path
+    lines: list[bytes]
+
+    async def grow(self, count: int, size: int = 0) -> None:
+        first = self.journal.next_seq
+        raw = b'{"Type":"container","Action":"start","pad":"%s"}' % (b"x" * size)
+        added = [
+            Encoder().encode(
+                seq,
+                Event(raw, seq * 10**9, "timeNano"),
+                source=SourceId("prod", "r1"),
+                at_ns=seq * 10**9,
+                received_ns=seq * 10**9,
+                durable=self.journal.durable_seq if seq == first else None,
+            )
+            for seq in range(first, first + count)
+        ]
+        self.lines.extend(added)
+        sources = self.journal.coverage.to_bytes() if self.journal.rotation_due else b""
+        position = await trio.to_thread.run_sync(
+            self.journal.commit, b"".join(added), first, first + count - 1, sources
+        )
+        self.horizon.publish(position)
+
+
+def in_thread(limiter: trio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
+    def run_sync(function: Callable[..., T], *args: Any) -> Awaitable[T]:
+        return trio.to_thread.run_sync(function, *args, limiter=limiter)
+
+    return run_sync
+
+
+@asynccontextmanager
+async def serving(folder: Path, **changes: Any) -> AsyncIterator[Server]:
+    storage = DiskStorage()
+    journal = Journal.open(
+        folder / "journal",
+        storage,
+        JournalSettings(fsync="never", segment_size=100_000),
+        new_epoch=lambda: "3f9a2c41",
+        now_ns=0,
+    )
+    horizon = Horizon(journal.epoch, journal.position)
+    settings = SocketSettings(folder / "run" / "h.sock", **changes)
+
+    def resolve(cursor: Cursor) -> int | str:
+        return resolve_cursor(cursor, journal.epochs, journal.first_seq, horizon.position.seq + 1)
+
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: trio.TaskStatus[None]) -> None:
+            await serve_subscribers(
+                settings,
+                horizon,
+                lambda after: JournalReader(journal.directory, storage, after=after),
+                resolve=resolve,
+                run_sync=in_thread(trio.CapacityLimiter(4)),
+                task_status=task_status,
+            )
+
+        await nursery.start(serve)
+        yield Server(journal, horizon, settings.path, [])
+        horizon.end()
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+    assert not nursery.cancel_scope.cancelled_caught
+    journal.close()
+
+
+async def read_lines(stream: trio.abc.ReceiveStream, count: int) -> list[bytes]:
+    held = b""
+    with trio.fail_after(20):
+        while held.count(b"\n") < count:
+            data = await stream.receive_some()
+            assert data, held
+            held += data
+    lines = held.splitlines(keepends=True)
+    assert len(lines) == count
+    return lines
+
+
+@pytest.mark.skipif(shutil.which("nc") is None, reason="there is no nc")
+@pytest.mark.parametrize("closed", [False, True])
+async def test_nc_sees_live_records(folder: Path, closed: bool) -> None:
+    async with serving(folder) as server, trio.open_nursery() as nursery:
+        await server.grow(5)
+        # With its input closed nc shuts its sending side down, and reads on.
+        command = ["nc", "-U", str(server.path)]
+        if closed:
+            command.insert(1, "-N")
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.DEVNULL if closed else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        (head,) = await read_lines(process.stdout, 1)
+        assert json.loads(head) == {"kind": "subscribed", "mode": "live", "cursor": "3f9a2c41:5"}
+        await server.grow(3)
+        assert await read_lines(process.stdout, 3) == server.lines[5:]
+        server.horizon.end()
+        nursery.start_soon(process.wait)
+        with trio.move_on_after(10):
+            assert await process.stdout.receive_some() == b""
+        process.terminate()
+        await process.stdout.aclose()
+        if process.stdin is not None:
+            await process.stdin.aclose()
+
+
+async def test_replay_over_segments_then_live(folder: Path) -> None:
+    async with serving(folder) as server:
+        for _ in range(8):
+            await server.grow(100, size=200)
+        assert len(list((folder / "journal").glob("*.ndjson"))) > 2
+        stream = await trio.open_unix_socket(str(server.path))
+        async with stream:
+            await stream.send_all(b'{"after":"3f9a2c41:123"}\n')
+            await read_lines(stream, 1)
+            got = b""
+            while len(got.splitlines()) < 677:
+                got += await stream.receive_some()
+            await server.grow(10)
+            while got.count(b"\n") < 687:
+                got += await stream.receive_some()
+            assert got == b"".join(server.lines[123:])
+
+
+async def test_ten_readers_and_a_stuck_one(folder: Path) -> None:
+    async with serving(folder, stall_timeout_s=0.5) as server:
+        stuck = await trio.open_unix_socket(str(server.path))
+        await stuck.send_all(b"{}\n")
+        await read_lines(stuck, 1)
+        done = 0
+
+        async def read_all() -> None:
+            nonlocal done
+            async with await trio.open_unix_socket(str(server.path)) as stream:
+                await stream.send_all(b'{"after":"start","limit":2000}\n')
+                got = b""
+                while data := await stream.receive_some():
+                    got += data
+                assert got.splitlines(keepends=True)[1:-1] == server.lines[:2000]
+                done += 1
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(read_all)
+                for _ in range(20):
+                    await server.grow(100, size=500)
+        assert done == 10
+        # The stuck one finds what the kernel held, then the end.
+        await trio.sleep(1.5)
+        async with stuck:
+            with trio.fail_after(10):
+                async for _ in stuck:
+                    pass
+
+
+async def test_the_console_prints_to_the_end(folder: Path) -> None:
+    reader, writer = os.pipe()
+    async with serving(folder) as server, trio.open_nursery() as nursery:
+        await server.grow(3)
+        nursery.start_soon(
+            partial(
+                run_console,
+                server.horizon,
+                lambda after: JournalReader(server.journal.directory, DiskStorage(), after=after),
+                Formatter("json"),
+                StdoutWriter(writer),
+                after=1,
+                run_sync=in_thread(trio.CapacityLimiter(1)),
+            )
+        )
+        await server.grow(3)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        server.horizon.end()
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b"".join(server.lines[1:])
+
+
+_CONNECT = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+print(s.makefile().readline(), end="")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_other_users_are_refused(folder: Path) -> None:
+    await trio.Path(folder).chmod(0o755)
+    await trio.Path(folder / "run").mkdir(mode=0o755)
+    async with serving(folder, mode=0o666) as server:
+        with trio.fail_after(20):
+            done = await trio.run_process(
+                [sys.executable, "-S", "-c", _CONNECT, str(server.path)],
+                capture_stdout=True,
+            )
+        refusal = json.loads(done.stdout)
+        assert (refusal["kind"], refusal["cause"]) == ("error", "denied")
+
+
+def test_a_killed_servers_socket_is_taken_over(folder: Path) -> None:
+    path = folder / "h.sock"
+    script = (
+        "import sys, time; from pathlib import Path; from hypermux.downstream import sockets;"
+        "b = sockets.bind(Path(sys.argv[1]), 0o600); print('bound', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"bound\n"
+        with pytest.raises(Unreachable):
+            sockets.bind(path, 0o600)
+        process.send_signal(signal.SIGKILL)
+    assert path.exists()
+    sockets.bind(path, 0o600).close()
+    assert not path.exists()

@@ -1,0 +1,353 @@
+"""`hypermux tail` as people run it: a process, a pipe or a terminal, a service that restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hypermux.core.recording import Encoder
+from hypermux.downstream.follow import Stream, follow
+from hypermux.model.accounts import SourceId
+from hypermux.model.errors import Unreachable, UsageFault
+from hypermux.model.records import Checkpoint, Event, Gap, Item
+
+pytestmark = pytest.mark.live
+
+NS = 1476375774255155116
+RAW = b'{"Type":"container","Action":"start","Actor":{"ID":"f2","Attributes":{"name":"web"}}}'
+
+
+def record(seq: int, item: Item | Checkpoint | None = None) -> bytes:
+    return Encoder().encode(
+        seq,
+        item or Event(RAW, NS, "timeNano"),
+        source=SourceId("prod", "us-west-1"),
+        at_ns=NS,
+        received_ns=NS,
+    )
+
+
+def subscribed(cursor: str) -> bytes:
+    return b'{"kind":"subscribed","mode":"replay","cursor":"%s"}\n' % cursor.encode()
+
+
+def end(cursor: str) -> bytes:
+    return b'{"kind":"end","cursor":"%s"}\n' % cursor.encode()
+
+
+def unheard(_: str) -> None:
+    """Take a notice that a test does not look at."""
+
+
+class Service:
+    """A service that answers each connection by a script of bytes, and keeps the requests."""
+
+    def __init__(self, path: Path, *answers: list[bytes], hold: bool = False) -> None:
+        self.path = path
+        self.requests: list[dict[str, Any]] = []
+        self._hold = hold
+        self._answers = answers
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.bind(str(path))
+        self._sock.listen()
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        for pieces in self._answers:
+            connection, _ = self._sock.accept()
+            with connection, connection.makefile("rb") as lines:
+                self.requests.append(json.loads(lines.readline()))
+                with contextlib.suppress(ConnectionError):
+                    for piece in pieces:
+                        connection.sendall(piece)
+                if self._hold:
+                    self._released.wait(30)
+
+    def close(self) -> None:
+        self._released.set()
+        self._thread.join(30)
+        self._sock.close()
+        self.path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="hm-"))
+    yield path
+    shutil.rmtree(path)
+
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Start]:
+    services: list[Service] = []
+
+    def begin(*answers: list[bytes], hold: bool = False) -> Service:
+        services.append(Service(folder / "h.sock", *answers, hold=hold))
+        return services[-1]
+
+    yield begin
+    for service in services:
+        service.close()
+
+
+def tail(path: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "hypermux", "tail", "--socket", str(path), *arguments],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "TZ": "UTC"},
+    )
+
+
+class TestTail:
+    def test_json_is_byte_for_byte_and_the_default_in_a_pipe(self, start: Start) -> None:
+        lines = [
+            record(1),
+            record(2, Checkpoint(NS)),
+            record(3, Gap(NS, NS, "dropped", "possible")),
+        ]
+        service = start(
+            [subscribed("ep:0"), b"".join(lines)[:100], b"".join(lines)[100:], end("ep:3")]
+        )
+        done = tail(service.path, "--after", "start", "--no-follow")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"".join(lines), b"")
+        assert service.requests == [{"after": "start", "follow": False}]
+
+    def test_what_it_asks_for(self, start: Start) -> None:
+        service = start([subscribed("ep:0"), end("ep:0")])
+        done = tail(
+            service.path, "--after", "ab:7", "--filter", "event=start,label=a=b", "--account", "p*",
+            "--region", "us-*", "--kinds", "event,gap", "--since", "1.5", "-n", "3", "-o", "line",
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        (request,) = service.requests
+        assert json.loads(request.pop("filters")) == {
+            "event": {"start": True},
+            "label": {"a=b": True},
+        }
+        assert request == {
+            "after": "ab:7",
+            "since": "1.5",
+            "accounts": ["p*"],
+            "regions": ["us-*"],
+            "kinds": ["event", "gap"],
+            "limit": 3,
+        }
+
+    def test_raw(self, start: Start) -> None:
+        gap = record(2, Gap(NS, NS, "overflow", "proven", 3))
+        service = start([subscribed("ep:0"), record(1) + gap, end("ep:2")])
+        done = tail(service.path, "--no-follow", "-o", "raw")
+        assert done.stdout == RAW + b"\n"
+        assert b"3 events lost" in done.stderr
+        assert service.requests[0]["kinds"] == ["event", "gap", "unparsed"]
+
+    def test_line_and_pretty(self, start: Start) -> None:
+        script = [subscribed("ep:0"), record(1), end("ep:1")]
+        service = start(script, script)
+        plain = tail(service.path, "--no-follow", "-o", "line").stdout
+        assert plain == b"2016-10-13 16:22:54.255 prod/us-west-1  container start  web (f2)\n"
+        assert b'\n  "seq": 1,\n' in tail(service.path, "--no-follow", "-o", "pretty").stdout
+
+    def test_a_terminal_gets_lines_in_colour(self, start: Start) -> None:
+        service = start([subscribed("ep:0"), record(1), end("ep:1")])
+        master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm-256color", "TZ": "UTC"}
+        environment.pop("NO_COLOR", None)
+        with subprocess.Popen(
+            [sys.executable, "-m", "hypermux", "tail", "--socket", str(service.path)],
+            stdout=slave,
+            env=environment,
+        ) as process:
+            os.close(slave)
+            shown = b""
+            while b"\n" not in shown:
+                shown += os.read(master, 4096)
+            assert process.wait(30) == 0
+        os.close(master)
+        assert b"\x1b[1mstart" in shown
+
+    def test_no_service(self, folder: Path) -> None:
+        done = tail(folder / "none.sock")
+        assert done.returncode == 69
+        assert b"hypermux run" in done.stderr
+        assert b"Traceback" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--after", "7"], b"EPOCH:SEQ"),
+            (["--since", "soon"], b"a time is written"),
+            (["--filter", "evnt=x"], b"--filter"),
+        ],
+    )
+    def test_usage(self, folder: Path, arguments: list[str], words: bytes) -> None:
+        done = tail(folder / "none.sock", *arguments)
+        assert done.returncode == 64
+        assert words in done.stderr
+
+    def test_a_refused_request(self, start: Start) -> None:
+        service = start([b'{"kind":"error","cause":"cursor","error":"no such \\u001b[31mepoch"}\n'])
+        done = tail(service.path, "--after", "zz:7")
+        assert done.returncode == 64
+        assert rb"no such \x1b[31mepoch" in done.stderr
+
+    def test_ctrl_c_ends_it_quietly(self, start: Start) -> None:
+        service = start([subscribed("ep:0"), record(1)], hold=True)
+        with subprocess.Popen(
+            [sys.executable, "-m", "hypermux", "tail", "--socket", str(service.path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == record(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            assert process.stderr.read() == b""
+
+    def test_nobody_reads_its_output(self, start: Start) -> None:
+        service = start([subscribed("ep:0"), *(record(i) for i in range(1, 2000))], hold=True)
+        with subprocess.Popen(
+            [sys.executable, "-m", "hypermux", "tail", "--socket", str(service.path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.wait(30) == 0
+            assert process.stderr.read() == b""
+
+    def test_a_full_disk_is_said(self, start: Start) -> None:
+        service = start([subscribed("ep:0"), record(1)], hold=True)
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "hypermux", "tail", "--socket", str(service.path)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 74
+        assert b"cannot write to stdout" in done.stderr
+
+
+class TestFollow:
+    def test_it_reads_on_by_cursor_when_the_service_restarts(self, start: Start) -> None:
+        service = start(
+            [subscribed("ep:4"), record(5), record(6) + record(7)[:30]],  # cut off
+            [subscribed("ep:6"), record(7)],
+            [subscribed("ep:7"), record(8) + end("ep:8")],
+        )
+        notices: list[str] = []
+        naps: list[float] = []
+        got = b"".join(
+            follow(
+                service.path,
+                {"after": "live", "limit": 4},
+                notice=notices.append,
+                sleep=naps.append,
+                rng=random.Random(1),
+            )
+        )
+        assert got == b"".join(map(record, (5, 6, 7, 8)))
+        assert [(r["after"], r["limit"]) for r in service.requests] == [
+            ("live", 4), ("ep:6", 2), ("ep:7", 1),
+        ]  # fmt: skip
+        assert "reading on from ep:6" in notices[0]
+        assert len(naps) == 2
+
+    def test_it_waits_for_a_service_that_is_away(self, folder: Path) -> None:
+        path = folder / "h.sock"
+        first = Service(path, [subscribed("ep:0"), record(1)])
+        later: list[Service] = []
+        naps: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            naps.append(seconds)
+            if len(naps) == 1:
+                first.close()
+            elif len(naps) == 4:
+                later.append(Service(path, [subscribed("ep:1"), record(2), end("ep:2")]))
+
+        rng = random.Random(2)
+        blocks = follow(path, {"limit": 2}, notice=unheard, sleep=sleep, rng=rng)
+        assert b"".join(blocks) == record(1) + record(2)
+        assert len(naps) == 4
+        assert 0 < max(naps) <= 10
+        later[0].close()
+
+    def test_a_cursor_that_is_void_after_a_restart_ends_it(self, start: Start) -> None:
+        service = start(
+            [subscribed("ep:0"), record(1)],
+            [b'{"kind":"error","cause":"cursor","error":"rewritten"}\n'],
+        )
+        blocks = follow(
+            service.path, {}, notice=unheard, sleep=lambda _: None, rng=random.Random(1)
+        )
+        assert next(blocks) == record(1)
+        with pytest.raises(UsageFault, match="rewritten"):
+            next(blocks)
+
+    @pytest.mark.parametrize(
+        ("answer", "error"),
+        [
+            (b"", Unreachable),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", Unreachable),
+            (b"[]\n", Unreachable),
+            (b'{"kind":"subscribed"}\n', Unreachable),
+            (b'{"kind":"error","cause":"busy","error":"there are 3"}\n', Unreachable),
+            (b'{"kind":"error","cause":"request","error":"no"}\n', UsageFault),
+        ],
+    )
+    def test_what_is_no_stream(self, start: Start, answer: bytes, error: type[Exception]) -> None:
+        service = start([answer])
+        with pytest.raises(error):
+            Stream.open(service.path, {})
+
+    def test_a_fault_within_a_stream(self, start: Start) -> None:
+        service = start(
+            [subscribed("ep:0"), record(1), b'{"kind":"error","cause":"fault","error":"disk"}\n']
+        )
+        stream = Stream.open(service.path, {})
+        with pytest.raises(Unreachable, match="disk"):
+            b"".join(stream.blocks())
+        stream.close()
+
+    def test_blocks_hold_whole_lines_however_they_arrive(self, start: Start) -> None:
+        data = subscribed("ep:0") + b"".join(map(record, range(1, 20)))
+        rng = random.Random(5)
+        pieces = []
+        while data:
+            cut = rng.randrange(1, 400)
+            pieces.append(data[:cut])
+            data = data[cut:]
+        service = start(pieces)
+        stream = Stream.open(service.path, {})
+        blocks = list(stream.blocks())
+        stream.close()
+        assert all(block.endswith(b"\n") for block in blocks)
+        assert b"".join(blocks) == b"".join(map(record, range(1, 20)))
+        assert str(stream.cursor) == "ep:19"

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from random import Random
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from hypermux.core import verdicts
+from hypermux.core.lifecycle import (
+    TRANSITIONS,
+    Judgement,
+    Lifecycle,
+    State,
+    Verdict,
+    judge,
+)
+from hypermux.model.errors import Failure, FailureKind, HypermuxError
+
+S = 1_000_000_000
+NOW = 1_700_000_000 * S
+
+
+# -- the table of verdicts
+
+HTTP = FailureKind.HTTP
+CLOSE = FailureKind.CLOSE
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes", "verdict", "cause"),
+    [
+        (HTTP, [401, 403], Verdict.DENIED, "denied"),
+        (HTTP, [429], Verdict.THROTTLED, "throttled"),
+        (HTTP, [408, 425, 500, 501, 502, 503, 504, 599], Verdict.RETRY, "refused"),
+        (HTTP, [400, 402, 404, 405, 406, 407, 410, 421, 426, 431, 451, 499], None, None),
+        (HTTP, [None, 0, -7, 100, 103, 200, 204, 299, 301, 307, 399, 600, 999999], None, None),
+        (CLOSE, [1008], Verdict.DENIED, "denied"),
+        (CLOSE, [1013], Verdict.THROTTLED, "throttled"),
+        (CLOSE, [1000, 1001, 1005, 1006, 1011, 1012], Verdict.RETRY, "closed"),
+        (CLOSE, [3000, 3003, 3999, 4000, 4003, 4999], Verdict.RETRY, "closed"),
+        (
+            CLOSE,
+            [None, 0, 1002, 1003, 1007, 1009, 1010, 1014, 2999, 65535],
+            Verdict.RETRY,
+            "closed",
+        ),
+    ],
+)
+@pytest.mark.parametrize("opened", [False, True])
+def test_every_code_has_its_verdict(
+    kind: FailureKind,
+    codes: list[int | None],
+    verdict: Verdict | None,
+    cause: str | None,
+    opened: bool,
+) -> None:
+    for code in codes:
+        judgement = judge(Failure(kind, "x", code), secure=True, now_utc_ns=NOW, opened=opened)
+        assert judgement.verdict == (verdict or Verdict.MISCONFIGURED)
+        assert judgement.cause == (cause or "misconfigured")
+        assert judgement.offset_ns is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict", "cause"),
+    [
+        (FailureKind.RESOLVE, Verdict.RETRY, "unreachable"),
+        (FailureKind.CONNECT, Verdict.RETRY, "unreachable"),
+        (FailureKind.TIMEOUT, Verdict.RETRY, "timeout"),
+        (FailureKind.TLS, Verdict.UNTRUSTED, "untrusted"),
+        (FailureKind.EOF, Verdict.RETRY, "dropped"),
+        (FailureKind.RESET, Verdict.RETRY, "dropped"),
+        (FailureKind.SILENT, Verdict.RETRY, "silent"),
+        (FailureKind.PROTOCOL, Verdict.RETRY, "garbage"),
+        (FailureKind.OVERSIZE, Verdict.RETRY, "oversize"),
+        (FailureKind.CREDENTIAL, Verdict.MISCONFIGURED, "credential"),
+    ],
+)
+def test_every_kind_has_its_verdict(kind: FailureKind, verdict: Verdict, cause: str) -> None:
+    for opened in (True, False):
+        judgement = judge(Failure(kind, "x"), secure=False, now_utc_ns=NOW, opened=opened)
+        if kind is FailureKind.PROTOCOL and not opened:
+            assert judgement.verdict is Verdict.MISCONFIGURED
+        else:
+            assert judgement.verdict is verdict
+        assert judgement.cause == cause
+
+
+def test_a_judgement_says_what_it_means_and_what_was_seen() -> None:
+    failure = Failure(HTTP, "the server answered 403 Forbidden", 403)
+    judgement = judge(failure, secure=True, now_utc_ns=NOW)
+    assert judgement.reason == (
+        "the server forbids this to the credentials: the server answered 403 Forbidden"
+    )
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(
+    st.sampled_from(FailureKind),
+    st.one_of(st.none(), st.integers(-1000, 70000), st.integers()),
+    st.one_of(st.none(), st.integers(0, 2**62)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_every_failure_whatever_it_is_gets_a_verdict(
+    kind: FailureKind, code: int | None, date_ns: int | None, secure: bool, opened: bool
+) -> None:
+    failure = Failure(kind, "detail", code, date_ns=date_ns)
+    judgement = judge(failure, secure=secure, now_utc_ns=NOW, opened=opened)
+    assert judgement.cause
+    assert judgement.reason.endswith(": detail")
+    assert (judgement.verdict is Verdict.SKEWED) == (judgement.offset_ns is not None)
+
+
+def test_the_rows_are_in_order_and_the_last_holds_all() -> None:
+    for rows in (verdicts.HTTP_ROWS, verdicts.CLOSE_ROWS):
+        assert all(row.first <= row.last for row in rows)
+        for number, row in enumerate(rows):
+            # No row is hidden by an earlier one.
+            before = rows[:number]
+            assert not any(x.first <= row.first and row.last <= x.last for x in before)
+
+
+MINUTE = 60 * S
+
+
+@pytest.mark.parametrize(
+    ("offset_ns", "skewed"),
+    [
+        (4 * MINUTE, True),
+        (-4 * MINUTE, True),
+        (4 * MINUTE - 1, False),
+        (1 - 4 * MINUTE, False),
+        (-3600 * 24 * 365 * S, True),
+        (0, False),
+    ],
+)
+def test_a_401_with_a_far_date_is_skewed(offset_ns: int, skewed: bool) -> None:
+    failure = Failure(HTTP, "x", 401, date_ns=NOW + offset_ns)
+    judgement = judge(failure, secure=True, now_utc_ns=NOW)
+    assert judgement.verdict is (Verdict.SKEWED if skewed else Verdict.DENIED)
+    assert judgement.cause == "denied"
+    assert judgement.offset_ns == (offset_ns if skewed else None)
+    # Nobody's word for the time but the server's own; and only a 401 is about it.
+    assert judge(failure, secure=False, now_utc_ns=NOW).verdict is Verdict.DENIED
+    other = Failure(HTTP, "x", 403, date_ns=NOW + offset_ns)
+    assert judge(other, secure=True, now_utc_ns=NOW).verdict is Verdict.DENIED
+
+
+def test_a_skewed_clock_says_which_way() -> None:
+    ahead = Failure(HTTP, "401", 401, date_ns=NOW - 300 * S)
+    assert judge(ahead, secure=True, now_utc_ns=NOW).reason == (
+        "our clock is 300 s ahead of the server's: 401"
+    )
+    behind = Failure(HTTP, "401", 401, date_ns=NOW + 300 * S)
+    assert judge(behind, secure=True, now_utc_ns=NOW).reason == (
+        "our clock is 300 s behind the server's: 401"
+    )
+
+
+# -- the table of states
+
+
+def lifecycle(seed: int = 1) -> Lifecycle:
+    return Lifecycle(min_s=0.5, max_s=60.0, reset_after_s=60.0, rng=Random(seed))
+
+
+def verdict(word: Verdict) -> Judgement:
+    return Judgement(word, "cause", "reason")
+
+
+RETRY = verdict(Verdict.RETRY)
+THROTTLED = verdict(Verdict.THROTTLED)
+DENIED = verdict(Verdict.DENIED)
+SKEWED = verdict(Verdict.SKEWED)
+
+ENTER: dict[State, Callable[[Lifecycle], object]] = {
+    State.WAITING: lambda life: life.waiting(1.0),
+    State.DIALING: lambda life: life.dialing(1.0),
+    State.PROVING: lambda life: life.opened(1.0),
+    State.LIVE: lambda life: life.healthy(1.0),
+    State.DRAINING: lambda life: life.draining(1.0),
+    State.BACKING_OFF: lambda life: life.failed(RETRY, 1.0),
+    State.THROTTLED: lambda life: life.failed(THROTTLED, 1.0),
+    State.DENIED: lambda life: life.failed(DENIED, 1.0),
+    State.UNTRUSTED: lambda life: life.failed(verdict(Verdict.UNTRUSTED), 1.0),
+    State.MISCONFIGURED: lambda life: life.failed(verdict(Verdict.MISCONFIGURED), 1.0),
+    State.STOPPED: lambda life: life.stopped(1.0),
+}
+
+# The table of the design, by hand.
+FAILURES = {
+    State.BACKING_OFF,
+    State.THROTTLED,
+    State.DENIED,
+    State.UNTRUSTED,
+    State.MISCONFIGURED,
+}
+MAY: dict[State, set[State]] = {
+    State.WAITING: {State.DIALING, State.STOPPED} | FAILURES,
+    State.DIALING: {State.PROVING, State.DRAINING, State.STOPPED} | FAILURES,
+    State.PROVING: {State.LIVE, State.DRAINING, State.STOPPED} | FAILURES,
+    State.LIVE: {State.DRAINING, State.STOPPED} | FAILURES,
+    State.DRAINING: {State.WAITING, State.STOPPED} | FAILURES,
+    **{pause: {State.WAITING, State.STOPPED} for pause in FAILURES},
+    State.STOPPED: set(),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(State, State)))
+def test_only_the_transitions_of_the_table_are_legal(before: State, after: State) -> None:
+    assert (after in TRANSITIONS[before]) == (after in MAY[before])
+    life = lifecycle()
+    life.state = before
+    if after in MAY[before]:
+        ENTER[after](life)
+        assert life.state is after
+        assert life.since_s == 1.0
+    else:
+        with pytest.raises(HypermuxError, match=f"from {before} to {after}"):
+            ENTER[after](life)
+        assert life.state is before
+
+
+def fail(life: Lifecycle, judgement: Judgement, now: float = 0.0) -> tuple[State, float]:
+    life.dialing(now)
+    pause = life.failed(judgement, now)
+    life.waiting(now)
+    return pause.state, pause.delay_s
+
+
+def test_it_begins_waiting() -> None:
+    assert lifecycle().state is State.WAITING
+    assert lifecycle().attempt == 0
+
+
+def test_failures_in_a_row_are_backed_off_from() -> None:
+    life = lifecycle()
+    for attempt in range(40):
+        assert life.attempt == attempt
+        state, delay = fail(life, RETRY)
+        assert state is State.BACKING_OFF
+        assert 0.5 <= delay <= min(60.0, 2.0**attempt)
+
+
+def connect(life: Lifecycle, opened: float, ended: float) -> float:
+    """Open, never say healthy, fail; return the delay."""
+    life.dialing(opened)
+    life.opened(opened)
+    pause = life.failed(RETRY, ended)
+    life.waiting(ended)
+    return pause.delay_s
+
+
+def test_the_counter_resets_after_health_not_when_a_connection_opens() -> None:
+    life = lifecycle()
+    for _ in range(10):
+        fail(life, RETRY)
+    connect(life, 100.0, 159.9)
+    assert life.attempt == 11
+    connect(life, 200.0, 260.0)  # healthy for as long as it takes, though nobody said so
+    assert life.attempt == 1
+    fail(life, RETRY)
+    life.dialing(300.0)
+    life.opened(300.0)
+    assert life.healthy_at() == 360.0
+    assert life.attempt == 2
+    life.healthy(360.0)
+    assert life.healthy_at() is None
+    assert life.attempt == 0
+    life.draining(400.0)
+    life.waiting(401.0)
+
+
+def test_health_before_draining_counts() -> None:
+    life = lifecycle()
+    fail(life, RETRY)
+    life.dialing(0.0)
+    life.opened(0.0)
+    life.draining(61.0)
+    assert life.attempt == 0
+
+
+@pytest.mark.parametrize("word", [Verdict.DENIED, Verdict.UNTRUSTED, Verdict.MISCONFIGURED])
+def test_the_refused_are_probed_ever_less(word: Verdict) -> None:
+    life = lifecycle()
+    for shortest in (900.0, 1800.0, 3600.0, 7200.0, 14400.0, 21600.0, 21600.0):
+        state, delay = fail(life, verdict(word))
+        assert state.value == word.value
+        assert shortest <= delay <= min(21600.0, shortest * 1.1)
+    # Passing trouble in between changes nothing, health does.
+    fail(life, RETRY)
+    assert fail(life, verdict(word))[1] == 21600.0
+    connect(life, 0.0, 100.0)
+    assert fail(life, verdict(word))[1] < 1000.0
+
+
+def test_retry_after_is_added_to_the_jitter() -> None:
+    for judgement in (THROTTLED, RETRY):
+        life = lifecycle()
+        life.dialing(0.0)
+        pause = life.failed(judgement, 0.0, retry_after_s=30.0)
+        assert 30.5 <= pause.delay_s <= 31.0
+    life = lifecycle()
+    life.dialing(0.0)
+    assert 3600.5 <= life.failed(THROTTLED, 0.0, retry_after_s=1e12).delay_s <= 3601.0
+    assert life.state is State.THROTTLED
+
+
+def test_a_skewed_clock_gets_one_more_attempt() -> None:
+    life = lifecycle()
+    state, delay = fail(life, SKEWED)
+    assert state is State.BACKING_OFF
+    assert delay <= 1.0
+    state, delay = fail(life, SKEWED)
+    assert state is State.DENIED
+    assert delay >= 900.0
+    assert fail(life, SKEWED)[0] is State.DENIED
+    life.dialing(0.0)
+    life.opened(0.0)  # so that was the cause
+    assert life.failed(SKEWED, 1.0).state is State.BACKING_OFF
