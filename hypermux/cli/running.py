@@ -37,7 +37,8 @@ async def run_service(
 ) -> None:
     """Run a service until SIGINT, SIGTERM or `shutdown`, then drain it."""
     raise_open_files()
-    shutdown = shutdown or trio.Event()
+    if shutdown is None:
+        shutdown = trio.Event()
     service = Service(settings, Seams.real(settings), observer or LoggedObserver())
     async with trio.open_nursery() as nursery:
         await nursery.start(_obey_signals, shutdown)

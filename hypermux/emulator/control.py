@@ -33,10 +33,11 @@ import msgspec
 import trio
 from attrs import define, field
 
-from hypermux.emulator.connection import Connection, Goodbye, Message
+from hypermux.emulator.connection import Connection, Goodbye
 from hypermux.emulator.containers import Container, ContainerFault, EventText
 from hypermux.emulator.faults import Target
 from hypermux.emulator.handshake import Answer
+from hypermux.emulator.orders import BadOrder, Emission, Order, read_event
 from hypermux.emulator.router import Router
 from hypermux.model.errors import Unreachable
 
@@ -47,10 +48,6 @@ MAX_REQUEST = 16 * 1024 * 1024
 # What a close frame may carry (RFC 6455, 7.4): 1005, 1006 and 1015 never travel.
 _UNSENDABLE = (1005, 1006, 1015)
 _MAX_REASON = 123
-
-
-class BadOrder(Exception):
-    """A request that cannot be carried out; one sentence."""
 
 
 @define(eq=False)
@@ -97,7 +94,7 @@ class Control:
                 raise BadOrder("a request is a JSON object")
             if isinstance(request.get("events"), list):
                 # Objects are sent as they were written, down to the digits of their numbers.
-                request["events"] = msgspec.json.decode(line, type=_Emission).events
+                request["events"] = msgspec.json.decode(line, type=Emission).events
             reply = self.handle(request)
         except (msgspec.MsgspecError, RecursionError, BadOrder) as problem:
             reply = {"ok": False, "error": f"not a request: {problem}"}
@@ -154,7 +151,7 @@ class Control:
         events = order.take("events")
         if not isinstance(events, list):
             raise BadOrder("events is a list of objects and texts")
-        messages = [_message(event) for event in events]
+        messages = [read_event(event) for event in events]
         order.finish()
         sent = sum(self.router.publish(account, region, *message) for message in messages)
         return {"sent": sent}
@@ -258,69 +255,6 @@ class Control:
 
     def _happen(self, account: str, region: str, texts: list[EventText]) -> int:
         return self.router.happen(account, region, texts)
-
-
-@define
-class Order:
-    """A request's fields, each asked for once; what is left over is a mistake."""
-
-    _fields: dict[str, Any]
-
-    def take(self, name: str, default: object = None) -> Any:
-        """Return a field of any kind."""
-        if name not in self._fields and default is None:
-            raise BadOrder(f"{name} is missing")
-        value = self._fields.pop(name, None)
-        return default if value is None else value
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """Return a text."""
-        value = self.take(name, default)
-        if not isinstance(value, str):
-            raise BadOrder(f"{name} is a text")
-        return value
-
-    def whole(self, name: str, default: int | None = None) -> int:
-        """Return a whole number."""
-        value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadOrder(f"{name} is a whole number")
-        return value
-
-    def finish(self) -> None:
-        """Refuse fields that nobody asked for."""
-        if self._fields:
-            raise BadOrder(f"unknown: {', '.join(self._fields)}")
-
-
-class _Emission(msgspec.Struct):
-    events: list[msgspec.Raw]
-
-
-def _message(event: object) -> tuple[Message, object]:
-    """Return what is sent for one entry of `events`, and what filters see of it."""
-    if isinstance(event, msgspec.Raw):
-        # As it was written over the socket: a text there is sent without its quotes.
-        raw = bytes(event)
-        if raw.startswith(b'"'):
-            return _message(msgspec.json.decode(raw, type=str))
-        if not raw.startswith(b"{"):
-            raise BadOrder("events holds objects and texts")
-    elif isinstance(event, str):
-        try:
-            raw = event.encode()
-        except UnicodeEncodeError:
-            raise BadOrder("a text of events is not Unicode") from None
-    elif isinstance(event, Mapping):
-        raw = json.dumps(event, separators=(",", ":")).encode()
-    else:
-        raise BadOrder("events holds objects and texts")
-    try:
-        parsed = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, RecursionError):
-        parsed = None
-    one_line = isinstance(parsed, dict) and b"\n" not in raw and b"\r" not in raw
-    return Message(raw, splices=one_line), parsed
 
 
 async def serve_control(
