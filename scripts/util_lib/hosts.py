@@ -152,7 +152,8 @@ class DockerHost:
         # Docker takes no label with an empty key, and `sleep` as process 1 hears no SIGTERM.
         labels = [f"--label={key}={value}" for key, value in spec["labels"].items() if key]
         options = [f"--name={spec['name']}", "--network=none", "--stop-signal=SIGKILL", *labels]
-        self._docker("create", "--pull=never", *options, spec["image"], "sleep", "1000000")
+        forever = ["busybox", "sleep", "1000000"]
+        self._docker("create", "--pull=never", *options, spec["image"], *forever)
 
     def act(self, verb: str, found: cases.Found) -> None:
         """Do start, stop or rm."""

@@ -1,4 +1,4 @@
-"""Every filter case through scripts/util: a real `hypermux emulate`, a real `hypermux watch`."""
+"""Every filter case through scripts/util: `hypermux watch` at an emulator and at a real engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import dockerd
 import pytest
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
@@ -71,6 +72,23 @@ def test_all_cases(emulator: str, name: str, size: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("  as expected\n") == size
     assert done.stderr == ""
+
+
+def test_all_cases_that_an_engine_can_tell() -> None:
+    with dockerd.running_dockerd() as engine:
+        engine.import_image()
+        engine.run("tag", dockerd.IMAGE, "busybox:latest")
+        for name, expected, skipped in (
+            ("container", 6, 0),
+            ("image", 5, 2),
+            ("label", 12, 3),
+            ("event", 6, 0),
+        ):
+            done = util("--docker", engine.url, "watch", name, "all")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert done.stdout.count("  as expected\n") == expected
+            assert done.stdout.count("  skipped: hyper only\n") == skipped
+        assert util("--docker", engine.url, "rm").stdout == ""
 
 
 def test_one_case_with_an_emulator_of_its_own() -> None:
