@@ -93,7 +93,11 @@ class Counters:
 
 @define(eq=False)
 class Connection:
-    """The task of one source. `outage` is what the journal knew when it began."""
+    """The task of one source. `outage` is what the journal knew when it began.
+
+    `behind`: its last read did not empty the socket. `drained_ns` is set before it is stopped: a
+    moment up to which all that came was read.
+    """
 
     source: Source
     gate: Gate
@@ -106,6 +110,8 @@ class Connection:
     _outage: Outage | None
     utc_ns: Callable[[], int]
     counters: Counters = field(factory=Counters)
+    drained_ns: int | None = None
+    behind: bool = False
     _told: tuple[str, str] | None = None
     _heard_ns: int = 0
     _sign_offset_s: float = 0.0
@@ -178,6 +184,7 @@ class Connection:
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         """Decode a read's messages and hand them on."""
+        self.behind = more
         counters = self.counters
         counters.received += len(messages)
         items: list[Item] = list(decode_batch(messages))
@@ -185,8 +192,8 @@ class Connection:
             kept = [item for item in items if not self._excluded(item)]
             counters.filtered += len(items) - len(kept)
             items = kept
-        if items:
-            self.feed.deliver(items, self.clock.now_ns(), more=more)
+        # Also when nothing is left: `more` is news of its own.
+        self.feed.deliver(items, self.clock.now_ns(), more=more)
 
     def _excluded(self, item: Item) -> bool:
         return isinstance(item, Event) and any(
@@ -241,9 +248,10 @@ class Connection:
         """Record the end: a source that was up is down from now, by our own doing."""
         now_ns = self.clock.now_ns()
         if self._outage is None:
-            self._outage = Outage(now_ns, "stopped")
+            from_ns = self.drained_ns if self.drained_ns is not None else self._heard_ns
+            self._outage = Outage(from_ns, "stopped")
             self.feed.closed()
-            change = StateChange("down", "hypermux stopped", None, "stopped", now_ns)
+            change = StateChange("down", "hypermux stopped", None, "stopped", from_ns)
             self.feed.deliver([change], now_ns)
         self.lifecycle.stopped(trio.current_time())
 
