@@ -138,8 +138,12 @@ class Service:
     sequencer: Sequencer = field(init=False)
 
     def open_reader(self, after: int) -> JournalReader:
-        """Return a reader of the journal that starts behind record `after`."""
+        """Return a reader of the journal that starts behind record `after`.
+
+        What lay before the oldest record that is kept is passed over: 0 means "the start".
+        """
         journal = self.journal
+        after = max(after, journal.first_seq - 1)
         return JournalReader(
             journal.directory, self.seams.storage, after=after, near=self.horizon.position
         )

@@ -6,8 +6,10 @@ Everything lives in `.demo/`, made anew each time; the processes are ended by th
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,23 +20,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hypermux.config.places import MAX_SOCKET_PATH
-from hypermux.config.units import parse_duration
+import tomli_w
 
-DEMO = Path(".demo")
+from hypermux.config.places import fits_a_socket
+from hypermux.config.units import UnitError, parse_duration
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = Path(".demo")  # in ROOT, where all of this runs
 HYPERMUX = [sys.executable, "-m", "hypermux"]
-ACCOUNTS = """\
-# Written by scripts/demo.
-include = ["emulated.toml"]
-state_dir = "state"
-
-[limits]
-connect_rate = "10/s"
-per_endpoint = {{ connect_rate = "10/s" }}
-
-[socket]
-path = "{socket}"
-"""
+# The service's own deadline for its drain is shorter.
+ENDS_WITHIN_S = 60.0
 
 
 @contextmanager
@@ -51,11 +46,21 @@ def running(*command: str, log: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+            end(process, signal.SIGTERM)
             assert process.stdout is not None
             process.stdout.close()
+
+
+def end(process: subprocess.Popen[str], how: signal.Signals) -> None:
+    """End a process in order; at once when that takes too long or we are hurried."""
+    try:
+        process.send_signal(how)
+        process.wait(timeout=ENDS_WITHIN_S)
+    except BaseException as error:
+        process.kill()
+        process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], log: Path) -> None:
@@ -69,59 +74,107 @@ def wait_for(path: Path, process: subprocess.Popen[str], log: Path) -> None:
 
 def main() -> int:
     """Run the demonstration; return an exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--for", dest="duration", metavar="10s", help="end by itself after this")
-    arguments = parser.parse_args()
-    seconds = parse_duration(arguments.duration) if arguments.duration else None
+    seconds = parse()
+    os.chdir(ROOT)
+    # Whoever ends us by another signal than Ctrl-C wants nothing left running either.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        with ExitStack() as stack:
+            lock = stack.enter_context(Path(__file__).open())
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sys.exit(f"demo: it runs already in {ROOT}: end that one first")
+            return demonstrate(stack, seconds)
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse() -> float | None:
+    """Read the command line; return the seconds to run for, None for until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument(
+        "--for", dest="seconds", type=duration, metavar="10s", help="end by itself after this"
+    )
+    seconds: float | None = parser.parse_args().seconds
+    return seconds
+
+
+def duration(text: str) -> float:
+    """Read a duration for argparse."""
+    try:
+        return parse_duration(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+
+def demonstrate(stack: ExitStack, seconds: float | None) -> int:
+    """Start everything, what `stack` ends; show the stream and return an exit code."""
     shutil.rmtree(DEMO, ignore_errors=True)
     DEMO.mkdir(mode=0o700)
-    with ExitStack() as stack:
-        socket = (DEMO / "hypermux.sock").absolute()
-        if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
-            short = stack.enter_context(tempfile.TemporaryDirectory(prefix="hypermux-"))
-            socket = Path(short) / "hypermux.sock"
-        config = DEMO / "accounts.toml"
-        config.write_text(ACCOUNTS.format(socket=socket))
-        config.chmod(0o600)
+    socket = ROOT / DEMO / "hypermux.sock"
+    shown = str(DEMO / "hypermux.sock")
+    if not fits_a_socket(socket):
+        short = stack.enter_context(tempfile.TemporaryDirectory(prefix="hypermux-"))
+        socket = Path(short) / "hypermux.sock"
+        shown = shlex.quote(str(socket))
+    config = DEMO / "accounts.toml"
+    write_accounts(config, socket)
 
-        emulator = stack.enter_context(
-            running(
-                *("emulate", "--accounts", "3", "--regions", "us-west-1,eu-central-1"),
-                *("--rate", "1", "--seed", "7", "--write-accounts", str(DEMO / "emulated.toml")),
-                *("--control", str(socket.with_name("control.sock"))),
-                log=DEMO / "emulator.log",
-            )
+    log = DEMO / "emulator.log"
+    emulator = stack.enter_context(
+        running(
+            *("emulate", "--accounts", "3", "--regions", "us-west-1,eu-central-1"),
+            *("--rate", "1", "--seed", "7", "--write-accounts", str(DEMO / "emulated.toml")),
+            *("--control", str(socket.with_name("control.sock"))),
+            log=log,
         )
-        assert emulator.stdout is not None
-        line = emulator.stdout.readline()
-        if not line:
-            sys.exit(f"demo: the emulator did not start:\n{(DEMO / 'emulator.log').read_text()}")
-        say(f"emulator: 3 accounts x 2 regions at {json.loads(line)['url']}")
-        log = DEMO / "service.log"
-        service = stack.enter_context(running("run", "-c", str(config), log=log))
-        wait_for(socket, service, log)
-        say(f"service:  pid {service.pid}, log in {log}")
-        say("The same stream from another terminal, while this runs:")
-        say(f"  .venv/bin/hypermux tail -c {config} --after start -o json")
-        say(f"  nc -U {os.path.relpath(socket) if DEMO.absolute() in socket.parents else socket}")
-        say("  jq -c 'select(.kind == \"event\") | [.account, .event.Action]' \\")
-        say(f"    {DEMO}/state/journal/current.ndjson")
-        say("Ctrl-C ends it." if seconds is None else f"It ends by itself after {seconds:g} s.")
-        return follow(config, seconds)
+    )
+    assert emulator.stdout is not None
+    line = emulator.stdout.readline()
+    if not line:
+        sys.exit(f"demo: the emulator did not start:\n{log.read_text()}")
+    say(f"emulator: 3 accounts x 2 regions at {json.loads(line)['url']}")
+    log = DEMO / "service.log"
+    service = stack.enter_context(running("run", "-c", str(config), log=log))
+    wait_for(socket, service, log)
+    say(f"service:  pid {service.pid}, log in {ROOT / log}")
+    say("The same stream from another terminal, while this runs:")
+    say(f"  cd {shlex.quote(str(ROOT))}")
+    say(f"  .venv/bin/hypermux tail -c {config} --after start -o json")
+    say(f"  nc -U {shown}")
+    say("  jq -c 'select(.kind == \"event\") | [.account, .event.Action]' \\")
+    say(f"    {DEMO}/state/journal/current.ndjson")
+    say("Ctrl-C ends it." if seconds is None else f"It ends by itself after {seconds:g} s.")
+    return follow(config, seconds)
+
+
+def write_accounts(config: Path, socket: Path) -> None:
+    """Write the accounts file that includes what the emulator will write."""
+    document = {
+        "include": ["emulated.toml"],
+        "state_dir": "state",
+        "limits": {"connect_rate": "10/s", "per_endpoint": {"connect_rate": "10/s"}},
+        "socket": {"path": str(socket)},
+    }
+    config.touch(0o600)
+    config.write_text(f"# Written by scripts/demo.\n{tomli_w.dumps(document)}")
 
 
 def follow(config: Path, seconds: float | None) -> int:
     """Show the stream until Ctrl-C or for `seconds`; return an exit code."""
     tail = subprocess.Popen(
         [*HYPERMUX, "tail", "-c", str(config), "--after", "start", "-o", "line"],
+        text=True,
         start_new_session=True,
     )
     try:
         code = tail.wait(timeout=seconds)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        tail.send_signal(signal.SIGINT)
-        tail.wait(timeout=30)
         code = 0
+    finally:
+        end(tail, signal.SIGINT)
     records = sum(s.read_bytes().count(b"\n") for s in DEMO.glob("state/journal/[0-9]*.ndjson"))
     say(f"{records} records so far are in {DEMO}/state/journal; stopping the service")
     return code

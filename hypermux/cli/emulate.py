@@ -12,6 +12,7 @@ import click
 from hypermux.config.units import UnitError, parse_rate
 from hypermux.emulator.router import Account, RouterSettings
 from hypermux.emulator.serve import Options, run
+from hypermux.model.errors import DiskFault
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -36,14 +37,27 @@ def _parse_events_rate(text: str) -> float:
     except ValueError:
         rate = math.nan
     if not 0 <= rate < math.inf:
-        raise click.BadParameter(f"{text!r}: events per second are a number, or max")
+        message = f"{text!r}: events per second are a number, or max"
+        raise click.BadParameter(message, param_hint="--rate")
     return rate
 
 
 @click.command(name="emulate")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port; 0: any free one.")
-@click.option("--accounts", default=1, show_default=True, type=click.IntRange(1, 100_000))
+@click.option(
+    "--port",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port; 0: any free one.",
+)
+@click.option(
+    "--accounts",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="How many; each has all the regions.",
+)
 @click.option("--regions", default="us-west-1", show_default=True, help="Comma-separated names.")
 @click.option(
     "--rate",
@@ -54,7 +68,13 @@ def _parse_events_rate(text: str) -> float:
 )
 @click.option("--events", type=click.IntRange(0), help="Events per connection, then silence.")
 @click.option("--seed", default="0", show_default=True, help="Keys and events follow from it.")
-@click.option("--dialect", default="a", show_default=True, type=click.Choice(["a", "b", "mixed"]))
+@click.option(
+    "--dialect",
+    default="a",
+    show_default=True,
+    type=click.Choice(["a", "b", "mixed"]),
+    help="Of the events: a is Docker's shape, b the early one.",
+)
 @click.option(
     "--write-accounts", required=True, type=_FILE, help="Accounts file to write, with the keys."
 )
@@ -97,7 +117,10 @@ def command(
         raise click.BadParameter("regions are names, comma-separated", param_hint="--regions")
     per_second = None if limit_rate is None else _parse_limit(limit_rate)
     if state is not None:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskFault(f"cannot make {state}: {error.strerror}") from error
     run(
         Options(
             RouterSettings(

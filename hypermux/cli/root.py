@@ -71,11 +71,6 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE
-    except BrokenPipeError:
-        # The reader of our stdout has gone; point stdout elsewhere, so that the interpreter's
-        # own flush at exit does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except BaseException as error:
         return _report(error)
     return result if isinstance(result, int) else 0
@@ -83,7 +78,12 @@ def _run() -> int:
 
 def _report(error: BaseException) -> int:
     """Say what went wrong in one sentence each; return the exit code."""
-    leaves = list(_leaves(error))
+    leaves = _leaves(error)
+    if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        # The reader of our stdout has gone, as in `… | head`. Point stdout elsewhere, so that
+        # the interpreter's own flush at exit does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     for known in leaves:
         if isinstance(known, HypermuxError):
             prefix = "" if isinstance(known, ConfigurationFault) else "hypermux: "

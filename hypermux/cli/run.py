@@ -11,21 +11,9 @@ import trio
 from hypermux.cli.logs import configure
 from hypermux.cli.running import run_service
 from hypermux.config import accounts_file
-from hypermux.config.settings import Settings
 from hypermux.model.errors import UsageFault
 
 log = logging.getLogger("hypermux.run")
-
-
-def load_settings(config: Path | None) -> Settings:
-    """Return the settings of `config`, or of the first accounts file in the usual places.
-
-    Raises UsageFault when there is none, ConfigurationFault with all that is wrong.
-    """
-    path = config or accounts_file.find()
-    if path is None:
-        raise UsageFault("no accounts file: name one with -c FILE, or see accounts.toml.example")
-    return accounts_file.load(path)
 
 
 @click.command("run")
@@ -34,7 +22,7 @@ def load_settings(config: Path | None) -> Settings:
 @click.option("--log-format", type=click.Choice(["auto", "human", "json"]))
 def command(config: Path | None, log_level: str | None, log_format: str | None) -> None:
     """Hold a connection for every account and region; write the one stream."""
-    settings = load_settings(config)
+    settings = accounts_file.load(accounts_file.locate(config))
     configure(log_level or settings.log.level, log_format or settings.log.format)  # type: ignore[arg-type]
     for warning in settings.warnings:
         log.warning("%s", warning)

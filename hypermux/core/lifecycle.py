@@ -6,7 +6,8 @@ Rules
   server that accepts and drops at once is backed off from like one that refuses.
 - Refused for good (denied, untrusted, misconfigured): never retried hot, looked at again after
   15 min, doubling to 6 h; whoever mends the cause may end the pause early.
-- A skewed clock earns one more attempt with the server's time; skewed again, it is denied.
+- A skewed clock earns one more attempt with the server's time; skewed again, it is denied. Each
+  probe earns it anew: once the key is mended too, the clock alone must not keep the source out.
 - `Retry-After` is honoured to 1 h, plus jitter, so that an account's sources do not come at once.
 """
 
@@ -144,7 +145,7 @@ class Lifecycle:
         if judgement.verdict is Verdict.SKEWED:
             if self._skew_tried:
                 state = State.DENIED
-            self._skew_tried = True
+            self._skew_tried = not self._skew_tried
         self._enter(state, now)
         if state in (State.BACKING_OFF, State.THROTTLED):
             delay_s = backoff.full_jitter(

@@ -162,6 +162,7 @@ class Sequencer:
             await self._round()
         self._take_arrivals()
         await self._write(self.merger.flush())
+        await self._write_own(StateChange("stop"))
         await self._write_own(Checkpoint(self.clock.now_ns()))
         self._show(await self.run_sync(self.journal.sync))
 

@@ -116,6 +116,7 @@ async def _run(options: Options) -> None:
                 "url": url,
                 "control": str(options.control.absolute()) if options.control else None,
                 "ca": str(ca) if ca else None,
+                "accounts": str(options.accounts_file.absolute()),
             }
             print(json.dumps(ready, separators=(",", ":")), flush=True)
             async for _ in signals:

@@ -2,15 +2,17 @@
 
 Names are resolved in threads with a limiter of their own: a resolver that hangs must not hold up
 the journal's thread. Certificates are loaded once per distinct `Tls` (34 ms each) and again when a
-file of it has changed.
+file of it has changed; a disk that hangs holds up those alone who need a file of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,8 +25,10 @@ from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream import faults
 from hypermux.upstream.transport import Trust
 
-# Threads for names and certificates: a few slow lookups must not stop all others.
+# Threads for names, and as many for certificates: a few slow ones must not stop all others.
 _THREADS = 16
+# Our own shortage, which says nothing about a file or a certificate, and passes.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # RFC 8305: how long an address may keep the next one waiting.
 _STAGGER_S = 0.25
 # A dead host is noticed after 15 + 3 x 5 s: Docker's stream has no ping of its own.
@@ -43,13 +47,20 @@ def trust_of(endpoint: Endpoint, tls: Tls) -> Trust:
 
 @define(eq=False, kw_only=True)
 class SocketDialer:
-    """Dials for real. Resolving with TCP, and TLS, may each take `dial_timeout_s` seconds."""
+    """Dials for real.
+
+    Loading certificates, resolving with TCP, and TLS may each take `dial_timeout_s` seconds.
+    """
 
     dial_timeout_s: float
-    _limiter: trio.CapacityLimiter = field(
+    _resolving: trio.CapacityLimiter = field(
         init=False, factory=partial(trio.CapacityLimiter, _THREADS)
     )
-    _loading: trio.Lock = field(init=False, factory=trio.Lock)
+    _reading: trio.CapacityLimiter = field(
+        init=False, factory=partial(trio.CapacityLimiter, _THREADS)
+    )
+    # One at a time for each: a thousand sources with one `ca` read it once.
+    _loading: dict[Tls, trio.Lock] = field(init=False, factory=lambda: defaultdict(trio.Lock))
     _contexts: dict[Tls, tuple[_Stamp, ssl.SSLContext]] = field(init=False, factory=dict)
 
     async def dial(self, endpoint: Endpoint, tls: Tls) -> trio.abc.Stream:
@@ -83,7 +94,7 @@ class SocketDialer:
                 found = look_up(flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV)
             except socket.gaierror:
                 found = await trio.to_thread.run_sync(
-                    look_up, limiter=self._limiter, abandon_on_cancel=True
+                    look_up, limiter=self._resolving, abandon_on_cancel=True
                 )
         except (OSError, UnicodeError) as exc:
             failure = Failure(FailureKind.RESOLVE, faults.resolve_words(endpoint.host, exc))
@@ -91,13 +102,15 @@ class SocketDialer:
         return _interleave([(family, address) for family, _, _, _, address in found])
 
     async def _context(self, tls: Tls) -> ssl.SSLContext:
-        async with self._loading:
-            return await trio.to_thread.run_sync(
-                self._load, tls, limiter=self._limiter, abandon_on_cancel=True
-            )
+        with trio.move_on_after(self.dial_timeout_s):
+            async with self._loading[tls]:
+                return await trio.to_thread.run_sync(
+                    self._load, tls, limiter=self._reading, abandon_on_cancel=True
+                )
+        raise self._too_slow("reading the certificate files")
 
     def _load(self, tls: Tls) -> ssl.SSLContext:
-        """Return the context for `tls`; runs in a thread, one at a time."""
+        """Return the context for `tls`; runs in a thread."""
         stamp = tuple(map(_stamp, filter(None, (tls.ca, tls.client_cert, tls.client_key))))
         known = self._contexts.get(tls)
         if known is None or known[0] != stamp:
@@ -222,7 +235,7 @@ def _stamp(path: str) -> tuple[str, int, int]:
         with open(path, "rb"):  # ssl's own errors do not name the file
             pass
     except OSError as exc:
-        raise _tls_file(path, f"cannot be read: {faults.os_words(exc)}") from exc
+        raise _unreadable(path, exc) from exc
     return path, status.st_mtime_ns, status.st_ino
 
 
@@ -254,7 +267,14 @@ def _loaded(path: str, wrong: str, load: Callable[..., Any], *args: Any, **optio
     except ssl.SSLError as exc:
         raise _tls_file(path, wrong) from exc
     except OSError as exc:
-        raise _tls_file(path, f"cannot be read: {faults.os_words(exc)}") from exc
+        raise _unreadable(path, exc) from exc
+
+
+def _unreadable(path: str, exc: OSError) -> ConnectionFailed:
+    words = f"cannot be read: {faults.os_words(exc)}"
+    if exc.errno in _SHORTAGES:
+        return ConnectionFailed(Failure(FailureKind.CONNECT, f"the file {path} {words}"))
+    return _tls_file(path, words)
 
 
 def _tls_file(path: str, wrong: str) -> ConnectionFailed:

@@ -13,6 +13,9 @@ hangs up during the handshake, and gathers an endless body of a refusal.)
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import sys
+import termios
 
 import h11
 import trio
@@ -32,10 +35,18 @@ _WHO = "the server"
 def unread(stream: trio.abc.Stream, got: int) -> bool:
     """Say whether a read of READ_SIZE that brought `got` bytes left some behind, as far as known.
 
-    A TLS stream gives one record per read and keeps the following ones in its own buffer.
+    A TLS stream gives one record per read and keeps the following ones in its own buffer. A socket
+    is asked after a full read only: an exact fit must not count as unread until the next event.
     """
     incoming = getattr(stream, "_incoming", None)
-    return got >= READ_SIZE or (incoming is not None and incoming.pending > 0)
+    if incoming is not None and incoming.pending > 0:
+        return True
+    if got < READ_SIZE:
+        return False
+    if not isinstance(stream, trio.SocketStream):
+        return True
+    count = fcntl.ioctl(stream.socket.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(count, sys.byteorder) > 0
 
 
 @define(eq=False)
@@ -52,6 +63,7 @@ class DivertingStream(trio.abc.Stream):
     _rest: bytes = b""  # what came behind the 101 in the same read
     _sending: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
     _torn: bool = False  # a frame was sent in part: nothing can follow it
+    _more: bool = False  # what the listener was last told
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return the 101, then control frames; raises ConnectionFailed at the end, never b""."""
@@ -66,8 +78,11 @@ class DivertingStream(trio.abc.Stream):
         while self.splitter.ended is None:
             data, self._rest = self._rest or await self._read(), b""
             messages, control = self.splitter.feed(data)
-            if messages:
-                self.listener.received(messages, more=unread(self.raw, len(data)))
+            # Without messages too when the socket is empty at last: others wait for that word.
+            more = unread(self.raw, len(data))
+            if messages or (self._more and not more):
+                self._more = more
+                self.listener.received(messages, more=more)
             if control:
                 return control
         raise ConnectionFailed(self.splitter.ended)

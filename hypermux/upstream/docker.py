@@ -57,10 +57,13 @@ class _Events:
             text = f"handshake: the engine did not answer GET /events within {timeout_s:g} s"
             raise ConnectionFailed(Failure(FailureKind.TIMEOUT, text))
         splitter = LineSplitter(settings.max_message_size)
+        told_more = False
         try:
             while True:
                 messages, failure = self._drain(splitter)
-                if messages:
+                # Without messages too when the socket is empty at last: others wait for that word.
+                if messages or (told_more and not self.more):
+                    told_more = self.more
                     self.listener.received(messages, more=self.more)
                 if failure is not None:
                     raise ConnectionFailed(failure)

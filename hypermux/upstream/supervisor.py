@@ -44,7 +44,10 @@ class KeyRing:
                 self._cached[account] = credentials.load(source.credential)
             else:
                 self._cached[account] = await trio.to_thread.run_sync(
-                    credentials.load, source.credential, limiter=self._limiter
+                    credentials.load,
+                    source.credential,
+                    limiter=self._limiter,
+                    abandon_on_cancel=True,  # reading changes nothing; a stop need not wait
                 )
         return self._cached[account]
 

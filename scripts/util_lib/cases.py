@@ -37,11 +37,7 @@ class Found(NamedTuple):
 
 def read_json(name: str) -> dict[str, Any]:
     """Return one of the files of tests/cases."""
-    try:
-        data: dict[str, Any] = json.loads((CASES / f"{name}.json").read_text())
-    except FileNotFoundError:
-        known = ", ".join(list_names())
-        raise Trouble(f"there are no cases of {name!r}: known are {known}") from None
+    data: dict[str, Any] = json.loads((CASES / f"{name}.json").read_text())
     return data
 
 
@@ -57,6 +53,8 @@ def keys_by_name() -> dict[str, str]:
 
 def load_cases(name: str) -> list[Case]:
     """Return one list; "all" in an expectation stands for every event that the actions cause."""
+    if name not in list_names():
+        raise Trouble(f"there are no cases of {name!r}: known are {', '.join(list_names())}")
     listed, effects = read_json(name), read_json("containers")["effects"]
     cases = []
     for row in listed["cases"]:

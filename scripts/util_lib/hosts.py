@@ -19,6 +19,17 @@ from util_lib import cases, processes
 DOCKER_WITHIN_S = 60.0
 
 
+def read_ready(path: str) -> dict[str, Any]:
+    """Return what an emulator said when it was ready, of the file that keeps it."""
+    try:
+        said = json.loads(Path(path).read_text())
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise cases.Trouble(f"{path} is not the line of JSON that `hypermux emulate` says first")
+    return said
+
+
 class Host(Protocol):
     """Where the test containers live. `kind` is the word that a case's `only` may name."""
 
@@ -56,13 +67,17 @@ class EmulatorHost:
             ) from None
         self._call = control.call
         self._ready = ready
-        name, keys = next(iter(tomllib.loads(accounts.read_text())["accounts"].items()))
-        self._source = {"account": name, "region": keys["regions"][0]}
-        self._access_key = keys["access_key"]
+        try:
+            name, keys = next(iter(tomllib.loads(accounts.read_text())["accounts"].items()))
+            self._source = {"account": name, "region": keys["regions"][0]}
+            self._access_key, secret_key = keys["access_key"], keys["secret_key"]
+        except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
+            message = f"{accounts} is not what `hypermux emulate --write-accounts` writes"
+            raise cases.Trouble(message) from None
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="util-"))
         self._secret_file = Path(directory, "secret.key")
         self._secret_file.touch(0o600)
-        self._secret_file.write_text(keys["secret_key"])
+        self._secret_file.write_text(secret_key)
 
     @classmethod
     def own(cls, stack: ExitStack) -> EmulatorHost:

@@ -23,6 +23,7 @@ from processes import (
     end,
     place,
     process,
+    run,
     service,
     subscriber,
     verify,
@@ -74,6 +75,25 @@ def test_a_restart_goes_on_numbering_and_declares_the_gap(tmp_path: Path) -> Non
         assert sorted(g["cause"] for g in gaps) == ["start", "start", "stopped", "stopped"]
         checked = verify(where, emulated)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_old_segments_may_be_removed(tmp_path: Path) -> None:
+    small = '[journal]\nsegment = { size = "1MiB" }'
+    with emulator(
+        tmp_path, "--accounts", "2", "--regions", "us", "--rate", "max", "--events", "3000"
+    ) as emulated:
+        where = place(tmp_path, emulated.accounts, FAST, small)
+        with service(where) as child:
+            wait_until(lambda: recorded(where) >= 6000, "6,000 events")
+            assert end(child) == 0
+        segments = sorted((where.state / "journal").glob("[0-9]*.ndjson"))
+        assert len(segments) > 2
+        segments[0].unlink()
+        with service(where):
+            tail = ("tail", "--socket", where.socket, "--after", "start", "--no-follow")
+            read = run(*tail, "-o", "json")
+        assert read.returncode == 0, read.stderr
+        assert json.loads(read.stdout.splitlines()[0])["seq"] == int(segments[1].stem)
 
 
 class Witness(threading.Thread):

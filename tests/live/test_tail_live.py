@@ -199,6 +199,8 @@ class TestTail:
         [
             (["--after", "7"], b"EPOCH:SEQ"),
             (["--since", "soon"], b"a time is written"),
+            (["--since", "0001-01-01T00:00:00"], b"--since: a time is written"),
+            (["--until", "99999999d"], b"--until: a time is written"),
             (["--filter", "evnt=x"], b"--filter"),
         ],
     )
@@ -239,6 +241,30 @@ class TestTail:
             process.stdout.close()
             assert process.wait(30) == 0
             assert process.stderr.read() == b""
+
+    def test_a_reader_that_has_gone_ends_it_without_more_records(self, start: Start) -> None:
+        service = start([subscribed("ep:0"), record(1)], hold=True)
+        with subprocess.Popen(
+            [sys.executable, "-m", "hypermux", "tail", "--socket", str(service.path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == record(1)
+            process.stdout.close()  # `| head -1`
+            assert process.wait(10) == 0
+            assert process.stderr.read() == b""
+
+    def test_no_stdout(self, folder: Path) -> None:
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "hypermux", "tail"],
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 74
+        assert b"stdout is closed" in done.stderr
 
     def test_a_full_disk_is_said(self, start: Start) -> None:
         service = start([subscribed("ep:0"), record(1)], hold=True)
@@ -334,6 +360,17 @@ class TestFollow:
         stream = Stream.open(service.path, {})
         with pytest.raises(Unreachable, match="disk"):
             b"".join(stream.blocks())
+        stream.close()
+
+    def test_records_before_a_fault_are_given(self, start: Start) -> None:
+        fault = b'{"kind":"error","cause":"fault","error":"disk"}\n'
+        service = start([subscribed("ep:0") + record(1) + record(2) + fault])
+        stream = Stream.open(service.path, {})
+        blocks = stream.blocks()
+        assert next(blocks) == record(1) + record(2)
+        assert str(stream.cursor) == "ep:2"
+        with pytest.raises(Unreachable, match="disk"):
+            next(blocks)
         stream.close()
 
     def test_blocks_hold_whole_lines_however_they_arrive(self, start: Start) -> None:

@@ -225,3 +225,17 @@ def docker(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def told(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(event["Type"], event["Action"]) for event in docker(records)]
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
+    with emulator(tmp_path, "--accounts", "1", "--regions", "us", "--rate", "100") as emulated:
+        where = place(tmp_path, emulated.accounts, FAST)
+        with watching("-c", str(where.config), "-o", "json") as child:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            child.stdout.readline()
+            child.stdout.close()
+            assert child.wait(30) == 0
+            said = child.stderr.read()
+    assert b"Error" not in said
+    assert b"Traceback" not in said

@@ -318,7 +318,15 @@ def test_a_skewed_clock_gets_one_more_attempt() -> None:
     state, delay = fail(life, SKEWED)
     assert state is State.DENIED
     assert delay >= 900.0
-    assert fail(life, SKEWED)[0] is State.DENIED
     life.dialing(0.0)
     life.opened(0.0)  # so that was the cause
     assert life.failed(SKEWED, 1.0).state is State.BACKING_OFF
+
+
+def test_each_probe_of_a_skewed_source_earns_the_attempt_anew() -> None:
+    life = lifecycle()
+    states = [fail(life, SKEWED) for _ in range(6)]
+    assert [state for state, _ in states] == [State.BACKING_OFF, State.DENIED] * 3
+    delays = [delay for state, delay in states if state is State.DENIED]
+    assert delays[0] >= 900.0
+    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(delays))

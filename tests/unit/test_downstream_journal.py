@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import resource
 import stat
 import tomllib
 from collections.abc import Iterator
@@ -483,6 +484,20 @@ def test_a_real_disk_says_what_is_wrong(tmp_path: Path) -> None:
     blocked.write_bytes(b"")
     with pytest.raises(DiskFault, match="cannot open the journal in"):
         open_journal(DiskStorage(), directory=blocked / "journal")
+
+
+def test_a_file_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    storage, path = DiskStorage(), tmp_path / "a"
+    storage.write(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            storage.write(path, b"new" * 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])

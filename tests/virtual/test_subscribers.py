@@ -50,6 +50,7 @@ class FakeJournal:
     reads: int = 0
     open: int = 0
     broken: bool = False
+    at_read: Callable[[FakeJournal], None] | None = None
 
     def add(self, *lines: bytes) -> None:
         self.lines.extend(lines)
@@ -77,6 +78,8 @@ class FakeReader:
 
     def read(self, upto: Position, max_bytes: int) -> bytes:
         self.journal.reads += 1
+        if self.journal.at_read is not None:
+            self.journal.at_read(self.journal)
         if self.journal.broken:
             raise DamagedData("record 1 is missing")
         block = b""
@@ -387,6 +390,45 @@ async def test_until_ends_when_time_has_passed_it(
         )
         rig.journal.add(checkpoint)
         assert [json.loads(line)["kind"] for line in await client.rest()] == ["end"]
+
+
+async def test_until_ends_however_fast_the_journal_grows(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as rig:
+
+        def grow_at_every_read(journal: FakeJournal) -> None:
+            journal.grow(200, size=1000)
+
+        rig.journal.at_read = grow_at_every_read
+        rig.journal.grow(10)
+        client = await rig.connect('{"until":4}')
+        await client.head()
+        with trio.fail_after(20):
+            got = await client.rest()
+        assert got[:-1] == rig.journal.lines[:4]
+        assert json.loads(got[-1])["kind"] == "end"
+        # What was shown when it was over is looked through for late records, and no more.
+        assert rig.journal.reads < 5
+
+
+async def test_a_second_request_is_refused_even_while_the_first_line_waits_for_room(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as rig:
+        rig.journal.grow(1)
+        client = await rig.connect("")
+        await client.head()
+        rig.journal.grow(1000, size=1000)  # fills the socket: the peer reads nothing yet
+        await wait_all_tasks_blocked()
+        await client.send('{"accounts":["none"]}\n')
+        await wait_all_tasks_blocked()
+        # Take away as much as lets the block through, and then not the next first line.
+        await client.send('{"accounts":["none"]}\n')
+        await wait_all_tasks_blocked()
+        with trio.fail_after(20):
+            got = await client.rest()
+        assert json.loads(got[-1])["kind"] == "error"
 
 
 async def test_an_unknown_cursor_is_an_error_line(
