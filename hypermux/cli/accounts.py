@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hypermux.cli.keys import refuse_secret_key
 from hypermux.config import accounts_file
 from hypermux.model.errors import ConfigurationFault, DiskFault, Problem, UsageFault
 
@@ -63,6 +64,7 @@ def list_accounts(config: Path | None) -> None:
 @click.argument("name")
 @_config_option
 @click.option("--access-key", help="The access key (not secret).")
+@refuse_secret_key
 @click.option(
     "--secret-key-file",
     type=click.Path(path_type=Path),
@@ -209,7 +211,10 @@ def _say_restart(path: Path) -> None:
         probe.settimeout(_ANSWER_S)
         try:
             probe.connect(os.fspath(path))
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             click.echo("`hypermux run` takes it up at its start.")
-        else:
-            click.echo("hypermux is running: restart it to take this up.")
+            return
+        except OSError:
+            pass  # not for us to connect to, or busy: somebody is there
+    # There is no `hypermux reload` yet: its name alone would mislead.
+    click.echo("hypermux is running: restart it to take this up (`reload` comes next).")

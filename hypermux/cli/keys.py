@@ -21,13 +21,7 @@ _SECRET_VARIABLES = ("HYPER_SECRET_KEY", "HYPER_SECRET")
 
 def key_options(function: F) -> F:
     """Add `--access-key` and `--secret-key-file`; `--secret-key` is there to be refused."""
-    function = click.option(
-        "--secret-key",
-        hidden=True,
-        expose_value=False,
-        callback=_refuse,
-        help="Refused: everybody on the machine can read command lines.",
-    )(function)
+    function = refuse_secret_key(function)
     function = click.option(
         "--secret-key-file",
         metavar="FILE",
@@ -36,6 +30,11 @@ def key_options(function: F) -> F:
     return click.option(
         "--access-key", metavar="K", help="The access key; else HYPER_ACCESS_KEY or HYPER_ACCESS."
     )(function)
+
+
+def refuse_secret_key(function: F) -> F:
+    """Add a hidden `--secret-key`, so that whoever tries it is told what to use."""
+    return click.option("--secret-key", hidden=True, expose_value=False, callback=_refuse)(function)
 
 
 def _refuse(context: click.Context, parameter: click.Parameter, value: str | None) -> None:

@@ -184,9 +184,8 @@ class Sequencer:
         released = self.merger.release(self.clock.now_ns())
         await self._write(released)
         for source, offset_ns in self.merger.take_offset_changes():
-            change = StateChange(
-                "clock", f"clock differs by {-offset_ns / 1e9:+.3f} s", offset_ns=offset_ns
-            )
+            reason = f"its clock is {-offset_ns / 1e9:+.3f} s off ours; ordered accordingly"
+            change = StateChange("clock", reason, offset_ns=offset_ns)
             self.inbox.feed(source).deliver([change], self.clock.now_ns())
         now_s = trio.current_time()
         sync_due_s = self.journal.sync_due_s

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import dockerd
@@ -51,9 +53,8 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
         named = directory / "ready.json"
-        named.write_text(json.dumps(ready | {"accounts": accounts}))
+        named.write_text(process.stdout.readline())
         yield str(named)
     finally:
         process.terminate()
@@ -130,6 +131,15 @@ def test_acting_on_the_containers(emulator: str) -> None:
     assert states("ps") == ["hyper-test running", "hyper-test-2 running"]
     assert states("stop", "1") == ["hyper-test exited", "hyper-test-2 running"]
     assert states("start", "1") == ["hyper-test running", "hyper-test-2 running"]
+    assert states("stop", "2") == ["hyper-test running", "hyper-test-2 exited"]
+    assert states("stop") == ["hyper-test exited", "hyper-test-2 exited"]
+    assert states("start", "1") == ["hyper-test running", "hyper-test-2 exited"]
+    assert states("start") == ["hyper-test running", "hyper-test-2 running"]
+    again = util("--emulator", emulator, "start", "1")
+    assert (again.returncode, again.stderr) == (
+        69,
+        "util: the emulator refused to start: hyper-test is running already\n",
+    )
     assert states("rm", "1") == ["hyper-test-2 running"]
     assert states("run") == ["hyper-test running", "hyper-test-2 running"]
     assert states("rm") == []
@@ -138,3 +148,27 @@ def test_acting_on_the_containers(emulator: str) -> None:
         69,
         "util: there is no such test container: `util run` makes them\n",
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "util"), "watch", "label", "all"],
+        env=environment(TMPDIR=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "  die" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        # Both pipes end when whoever holds them has.
+        process.stdout.read()
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait(30) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # gone meanwhile
+            assert str(tmp_path) not in command.read_text()

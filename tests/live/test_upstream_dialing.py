@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import resource
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -331,6 +333,78 @@ async def test_bad_files_are_named(tmp_path: Path) -> None:
         assert (
             missing if missing in (tls.ca, tls.client_cert, tls.client_key) else str(empty)
         ) in (failure.detail)
+
+
+async def test_want_of_descriptors_is_not_distrust(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    tls = tls_files(tmp_path, authority)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    taken = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        failure = await dial_failure(Endpoint.parse("wss://127.0.0.1:9/"), tls)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+    assert failure.kind is FailureKind.CONNECT  # passes: not a quarter of an hour's pause
+    assert "too many open files" in failure.detail
+
+
+async def test_a_file_that_cannot_be_read_holds_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    stamp = dialing._stamp
+
+    def hang(path: str) -> tuple[str, int, int]:
+        if path == "/slow/ca.pem":
+            release.wait(10)
+        return stamp(path)
+
+    monkeypatch.setattr(dialing, "_stamp", hang)
+    authority = trustme.CA()
+    tls = tls_files(tmp_path, authority)
+    dialer = SocketDialer(dial_timeout_s=0.3)
+    failures: list[Failure] = []
+
+    async def slow(port: int) -> None:
+        with pytest.raises(ConnectionFailed) as caught:
+            await dialer.dial(Endpoint.parse(f"wss://localhost:{port}/"), Tls(ca="/slow/ca.pem"))
+        failures.append(caught.value.failure)
+
+    try:
+        async with (
+            serving(tls_handler(context_of(authority, "localhost"))) as port,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(slow, port)
+            nursery.start_soon(slow, port)
+            await trio.sleep(0.05)
+            stream = await dialer.dial(Endpoint.parse(f"wss://localhost:{port}/"), tls)
+            await trio.aclose_forcefully(stream)
+            assert not failures
+    finally:
+        release.set()
+    for failure in failures:
+        assert failure.kind is FailureKind.TIMEOUT
+        assert failure.detail == "reading the certificate files took longer than 0.3 s"
+    assert len(failures) == 2
+
+
+async def test_a_full_read_asks_the_socket_whether_that_was_all() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(bytes(READ_SIZE + 1))
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+            assert unread(stream, len(await stream.receive_some(READ_SIZE)))
+            theirs.sendall(bytes(READ_SIZE - 1))
+            got = len(await stream.receive_some(READ_SIZE))
+            assert got == READ_SIZE
+            assert not unread(stream, got)
 
 
 class Quiet:

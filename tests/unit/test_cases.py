@@ -168,6 +168,9 @@ def test_util_lists_the_cases() -> None:
     ("arguments", "message"),
     [
         (("watch", "lable"), "util: there are no cases of 'lable': known are"),
+        (("watch", "containers"), "util: there are no cases of 'containers': known are"),
+        (("watch", "../cases/label"), "util: there are no cases of '../cases/label': known are"),
+        (("--emulator", __file__, "ps"), f"util: {__file__} is not the line of JSON"),
         (("watch", "label", "16"), "util: label has no case 16"),
         (("ps",), "util: which emulator? Start `hypermux emulate"),
         (
@@ -180,3 +183,19 @@ def test_util_says_what_is_wrong(arguments: tuple[str, ...], message: str) -> No
     done = util(*arguments)
     assert done.returncode == 69
     assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x=", "x=1", "accounts=1", "[accounts]", "[accounts.a]", "[accounts.a]\nregions=[]", "\xff"],
+)
+def test_util_reads_the_emulators_accounts_and_nothing_else(tmp_path: Path, text: str) -> None:
+    ready, accounts = tmp_path / "ready", tmp_path / "accounts.toml"
+    ready.write_text('{"control":"/nowhere","url":"ws://127.0.0.1:1/events/ws"}')
+    accounts.write_text(text, "latin-1")
+    done = util("--emulator", str(ready), "--accounts", str(accounts), "ps")
+    assert (done.returncode, done.stderr) == (
+        69,
+        f"util: {accounts} is not what `hypermux emulate --write-accounts` writes\n",
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import stat
 import tomllib
@@ -119,13 +120,16 @@ def test_nothing_is_written_that_would_not_load(main: Path) -> None:
         ("add", "x", "--docker", "unix:///x"),
         ("add", "x", "--docker", "a=unix:///x", "--docker", "a=unix:///y"),
         ("add", "x", "--docker", "a=unix:///x", "--regions", "r"),
+        ("add", "x", "--access-key", "A", "--secret-key", "hush"),
         ("remove", "../accounts"),
         ("remove", "inline"),
         ("remove", "inlin"),
     ],
 )
 def test_what_makes_no_sense(main: Path, arguments: tuple[str, ...]) -> None:
-    assert isinstance(accounts(main, *arguments).exception, UsageFault)
+    fault = accounts(main, *arguments).exception
+    assert isinstance(fault, UsageFault)
+    assert "hush" not in str(fault)
     assert main.read_text() == MAIN
 
 
@@ -159,6 +163,27 @@ def test_a_running_service_has_to_be_restarted(main: Path) -> None:
         server.bind(str(main.parent / "s.sock"))
         server.listen()
         assert "restart it" in add_prod(main).output
+    # Its socket is still there, and nobody behind it.
+    assert "at its start" in accounts(main, "remove", "prod").output
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may connect to everything")
+def test_a_service_of_somebody_else_is_a_running_one(main: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(main.parent / "s.sock"))
+        server.listen()
+        (main.parent / "s.sock").chmod(0)
+        assert "restart it" in add_prod(main).output
+
+
+def test_a_service_with_no_room_for_another_reader_is_a_running_one(
+    main: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(self: socket.socket, path: str) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "socket", type("Busy", (socket.socket,), {"connect": connect}))
+    assert "restart it" in add_prod(main).output
 
 
 def test_a_directory_that_is_a_file(main: Path) -> None:

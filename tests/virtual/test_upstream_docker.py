@@ -14,6 +14,7 @@ from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core.filters import Filters
 from hypermux.model.accounts import Endpoint, SourceId, Tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
+from hypermux.upstream.diverting import READ_SIZE
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.transport import Opened
 
@@ -35,6 +36,7 @@ class Heard:
     log: list[str] = field(factory=list)
     messages: list[bytes] = field(factory=list)
     openings: list[Opened] = field(factory=list)
+    mores: list[bool] = field(factory=list)
 
     def opened(self, opened: Opened) -> None:
         self.openings.append(opened)
@@ -45,9 +47,10 @@ class Heard:
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         assert self.openings
-        assert messages
+        assert messages or (self.mores[-1] and not more)
         self.log.append("received")
         self.messages += messages
+        self.mores.append(more)
 
 
 @define(eq=False)
@@ -129,6 +132,17 @@ async def test_one_read_is_one_delivery(autojump_clock: trio.testing.MockClock) 
     await run(engine([HEAD + b"".join(chunk(event + b"\n") for event in EVENTS)]), heard)
     assert heard.messages == EVENTS
     assert heard.log.count("received") == 1
+
+
+async def test_an_emptied_socket_is_told_without_messages_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    body = EVENTS[0] + b"\n" + b'{"long":"' + bytes(READ_SIZE).replace(b"\0", b"x")
+    heard = Heard()
+    await run(engine([HEAD + chunk(body)]), heard)
+    assert heard.mores == [True, False, False]  # the last: what the end left unfinished
+    assert heard.log.count("received") == 3
+    assert heard.messages[:1] == EVENTS[:1]
 
 
 async def test_an_end_without_the_zero_chunk(autojump_clock: trio.testing.MockClock) -> None:

@@ -23,6 +23,7 @@ from hypermux.core import signing
 from hypermux.core.filters import Filters
 from hypermux.model.accounts import Credential, Endpoint, Secret, SourceId, Tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
+from hypermux.upstream.diverting import READ_SIZE
 from hypermux.upstream.transport import Opened
 from hypermux.upstream.websocket import stream_websocket
 
@@ -46,6 +47,7 @@ class Heard:
     log: list[str] = field(factory=list)
     messages: list[bytes] = field(factory=list)
     openings: list[Opened] = field(factory=list)
+    mores: list[bool] = field(factory=list)
 
     def opened(self, opened: Opened) -> None:
         self.openings.append(opened)
@@ -56,9 +58,10 @@ class Heard:
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         assert self.openings
-        assert messages
+        assert messages or (self.mores[-1] and not more)
         self.log.append("received")
         self.messages += messages
+        self.mores.append(more)
 
 
 @define(eq=False)
@@ -217,6 +220,20 @@ async def test_whole_and_fragmented_and_binary_frames_in_order(
         assert heard.messages == expected
         assert failure.kind is FailureKind.EOF
         assert pongs[0][:2] == b"\x8a\x84"  # the library answered the ping, masked
+
+
+async def test_an_emptied_socket_is_told_without_messages_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    event = frame(b"x" * 4092)  # 4096 bytes
+    pong = frame(b"", 10)
+    heard = Heard()
+    await run(
+        script_server(lambda request: [accepted(request), event * (READ_SIZE // 4096) + pong]),
+        heard,
+    )
+    assert len(heard.messages) == READ_SIZE // 4096
+    assert heard.mores == [True, False]
 
 
 async def test_frames_behind_the_101_and_a_head_in_pieces(

@@ -1,0 +1,154 @@
+"""The sequencer over a disk in memory: nothing shown before its sync, nothing lost uncounted."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+from hypermux.config.settings import JournalSettings
+from hypermux.core.clock import StreamClock
+from hypermux.core.intake import ITEM_OVERHEAD, Budget
+from hypermux.core.merging import Merger
+from hypermux.downstream.horizon import Horizon
+from hypermux.downstream.journal import Journal
+from hypermux.downstream.sequencer import Inbox, Sequencer
+from hypermux.downstream.storage import MemoryStorage
+from hypermux.model.accounts import SourceId
+from hypermux.model.errors import DiskFault
+from hypermux.model.records import Event, Item
+
+T = TypeVar("T")
+START_NS = 1_700_000_000_000_000_000
+PLACE = Path("/journal")
+A, B = SourceId("a", "r"), SourceId("b", "r")
+
+
+class Bench:
+    """A sequencer, its clock and its disk. `slow_s`: how long each call to the disk takes."""
+
+    def __init__(self, *, slow_s: float = 0.0, buffer: int = 1 << 20) -> None:
+        self.storage = MemoryStorage()
+        self.clock = StreamClock(trio.current_time, lambda: START_NS)
+        self.slow_s = slow_s
+        journal = Journal.open(
+            PLACE, self.storage, JournalSettings(), new_epoch=lambda: "e1", now_ns=START_NS
+        )
+        self.sequencer = Sequencer(
+            inbox=Inbox(Budget(buffer, buffer)),
+            merger=Merger(max_hold_ns=2 * 10**9, window_ns=10**8),
+            journal=journal,
+            horizon=Horizon(journal.epoch, journal.position),
+            clock=self.clock,
+            run_sync=self.run,
+            checkpoint_interval_s=10.0,
+        )
+
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        await trio.sleep(self.slow_s)
+        return function(*args)
+
+    def event(self, size: int = 0) -> Event:
+        raw = b'{"x":"%b"}' % (b"y" * size)
+        return Event(raw, self.clock.now_ns(), "timeNano")
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        files = sorted(p for p in self.storage.files if p.suffix == ".ndjson")
+        data = b"".join(bytes(self.storage.files[path].data) for path in files)
+        return [json.loads(line) for line in data.splitlines()]
+
+
+async def test_shown_is_synced_and_the_end_is_complete(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench(slow_s=0.3)
+    sequencer = bench.sequencer
+    feed = sequencer.inbox.feed(A)
+    seen: list[int] = []
+
+    async def watch() -> None:
+        horizon = sequencer.horizon
+        while not horizon.ended:
+            await horizon.wait_beyond(horizon.position.seq)
+            path = PLACE / f"{horizon.position.segment:020}.ndjson"
+            assert bench.storage.files[path].synced >= horizon.position.offset
+            seen.append(horizon.position.seq)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        nursery.start_soon(sequencer.run)
+        feed.opened()
+        for _ in range(20):
+            feed.deliver([bench.event(), bench.event()], bench.clock.now_ns())
+            await trio.sleep(0.05)
+        sequencer.inbox.close(bench.clock.now_ns())
+        await trio.sleep(5)
+        sequencer.horizon.end()
+    records = bench.records
+    assert [r["seq"] for r in records] == list(range(1, len(records) + 1))
+    assert sum(r["kind"] == "event" for r in records) == 40
+    assert [r["kind"] for r in records[-2:]] == ["state", "checkpoint"]
+    assert seen[-1] == len(records)
+    assert len(seen) < 40, "what comes during a commit is one batch"
+
+
+async def test_a_slow_disk_costs_a_counted_gap_and_nothing_else(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench(slow_s=2.0, buffer=20 * (ITEM_OVERHEAD + 10))
+    inbox = bench.sequencer.inbox
+    sent = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.sequencer.run)
+        for source in (A, B):
+            inbox.feed(source).opened()
+        for n in range(200):
+            items: list[Item] = [bench.event() for _ in range(3)]
+            sent += len(items)
+            inbox.feed((A, B)[n % 2]).deliver(items, bench.clock.now_ns())
+            await trio.sleep(0.1)
+        inbox.close(bench.clock.now_ns())
+    records = bench.records
+    gaps = [r for r in records if r["kind"] == "gap"]
+    assert gaps
+    assert {(g["cause"], g["certainty"]) for g in gaps} == {("overflow", "proven")}
+    recorded = sum(r["kind"] == "event" for r in records)
+    assert recorded + sum(g["lost"] for g in gaps) == sent
+    assert inbox.budget.used == 0
+
+
+async def test_a_checkpoint_reaches_no_further_than_what_is_written(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    inbox = bench.sequencer.inbox
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.sequencer.run)
+        inbox.feed(A).opened()
+        inbox.feed(B).opened()
+        await trio.sleep(9.99)
+        # B's read left something in its socket: what A brings has to wait for it.
+        inbox.feed(B).deliver([], bench.clock.now_ns(), more=True)
+        inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
+        await trio.sleep(1)
+        checkpoint = bench.records[-1]
+        assert checkpoint["kind"] == "checkpoint"
+        assert checkpoint["through"] < "2023-11-14T22:13:29.99"
+        assert not any(r["kind"] == "event" for r in bench.records)
+        inbox.close(bench.clock.now_ns())
+
+
+async def test_a_failing_disk_ends_it(autojump_clock: trio.testing.MockClock) -> None:
+    bench = Bench()
+    bench.storage.fail("sync", errno.EIO)
+    bench.sequencer.inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
+    with pytest.raises(DiskFault, match="sync"):
+        await bench.sequencer.run()
+    assert bench.sequencer.horizon.position.seq == 0
