@@ -10,6 +10,7 @@ import click
 
 from hypermux.core.rendering import escape
 from hypermux.downstream.console import Color, Formatter, Output
+from hypermux.model.errors import DiskFault
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,7 +36,13 @@ def printing_options(function: F) -> F:
 
 
 def make_formatter(output: Output | None, color: Color) -> Formatter:
-    """Return the formatter for stdout. What "raw" has no place for goes to stderr."""
+    """Return the formatter for stdout. What "raw" has no place for goes to stderr.
+
+    Raises DiskFault when there is no stdout.
+    """
+    if sys.stdout is None:
+        # Its number may be that of the next socket: nothing may be written there.
+        raise DiskFault("stdout is closed: there is nowhere to print to")
     chosen = output or ("line" if sys.stdout.isatty() else "json")
     return Formatter.for_stream(chosen, sys.stdout, color=color, aside=notice)
 

@@ -26,7 +26,7 @@ CURL_TIME_S = 5
 @click.command("sign")
 @click.option("--addr", required=True, metavar="HOST[:PORT]", help="The server.")
 @key_options
-@click.option("--region", help="The signing scope's region; else the host's first label.")
+@click.option("--region", help="To sign for; else R of a host R.hyper.sh, else us-west-1.")
 @click.option("--date", metavar="YYYYMMDDTHHMMSSZ", help="Sign as of then; else now.")
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE[,…]", help="Select events.")
 @click.option(
@@ -68,8 +68,8 @@ def command(
     What is printed lets its reader in for five minutes. Keys come from --access-key and
     --secret-key-file, or from HYPER_ACCESS_KEY and HYPER_SECRET_KEY.
     """
-    if not path.startswith("/"):
-        raise UsageFault(f"--path {path}: a path begins with /")
+    if not path.startswith("/") or "?" in path or "#" in path:
+        raise UsageFault(f"--path {path}: a path begins with / and has no query: --filter makes it")
     endpoint = watching.hyper_endpoint(addr, path, plain=plain)
     if region_signing == "legacy":
         region = signing.legacy_region(addr)

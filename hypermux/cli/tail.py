@@ -99,7 +99,14 @@ def print_records(path: Path, request: Mapping[str, Any], printer: Printer) -> N
     writer = StdoutWriter()
     rng = random.Random()
     with contextlib.suppress(KeyboardInterrupt):
-        for block in follow(path, request, notice=notice, sleep=time.sleep, rng=rng):
+        for block in follow(
+            path,
+            request,
+            notice=notice,
+            sleep=time.sleep,
+            rng=rng,
+            before_wait=writer.wait_unless_gone,
+        ):
             writer.write(printer.format(block))
 
 
@@ -120,17 +127,16 @@ def _moment(option: str, text: str) -> str:
     except ValueError as error:
         form = str(error)
     try:
-        ago_ns = int(parse_duration(text) * 1e9)
+        moment = time.time_ns() - int(parse_duration(text) * 1e9)
     except UnitError:
-        pass
-    else:
-        seconds, rest = divmod(time.time_ns() - ago_ns, 10**9)
-        return f"{seconds}.{rest:09d}"
-    try:
-        local = datetime.fromisoformat(text)  # without an offset: this machine's time
-    except ValueError:
-        raise UsageFault(f"--{option}: {form}, or as a duration back from now, 10min") from None
-    return f"{int(local.astimezone().timestamp())}.{local.microsecond * 1000:09d}"
+        try:
+            local = datetime.fromisoformat(text)  # without an offset: this machine's time
+            moment = int(local.astimezone().timestamp()) * 10**9 + local.microsecond * 1000
+        except (ValueError, OverflowError):  # at the ends of the calendar
+            moment = -1
+    if moment < 0:
+        raise UsageFault(f"--{option}: {form}, or as a duration back from now, 10min")
+    return f"{moment // 10**9}.{moment % 10**9:09d}"
 
 
 def _find_socket(config: Path | None) -> Path:

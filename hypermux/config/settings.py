@@ -20,7 +20,6 @@ from hypermux.model.accounts import (
 )
 
 MIB = 1 << 20
-GIB = 1 << 30
 
 
 @frozen

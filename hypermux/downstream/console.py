@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -145,6 +146,20 @@ class StdoutWriter:
                 raise BrokenStdout from exc
             except OSError as exc:
                 raise DiskFault(f"cannot write to stdout: {exc.strerror}") from exc
+
+
+    def wait_unless_gone(self, source: socket.socket) -> None:
+        """Return when `source` can be read. Raises BrokenStdout when our own reader has gone.
+
+        Without it `tail | head -1` would only notice at the next record.
+        """
+        poll = select.poll()
+        poll.register(source, select.POLLIN)
+        poll.register(self.fd, 0)
+        while (ready := dict(poll.poll())).keys() == {self.fd}:
+            if ready[self.fd] & select.POLLERR:
+                raise BrokenStdout
+            poll.unregister(self.fd)  # a terminal that was hung up: writing will tell
 
 
 class Printer(Protocol):

@@ -12,7 +12,7 @@ import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import define
 
@@ -31,6 +31,9 @@ _READ = 128 * 1024
 # Error lines that another request would not get: the fault is in what was asked.
 _OURS = ("request", "cursor")
 
+# May wait until the socket can be read, and raise when nobody wants what comes.
+Wait: TypeAlias = Callable[[socket.socket], None]
+
 
 @define(eq=False)
 class Stream:
@@ -38,12 +41,18 @@ class Stream:
 
     sock: socket.socket
     cursor: Cursor
+    before_wait: Wait
     complete: bool = False
     _rest: bytes = b""
 
     @classmethod
-    def open(cls, path: Path, request: Mapping[str, Any]) -> Stream:
-        """Connect and subscribe. Raises Unreachable, and UsageFault for a refused request."""
+    def open(
+        cls, path: Path, request: Mapping[str, Any], before_wait: Wait = lambda _: None
+    ) -> Stream:
+        """Connect and subscribe; `before_wait` is called before every read of the socket.
+
+        Raises Unreachable, and UsageFault for a refused request.
+        """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             try:
@@ -53,7 +62,7 @@ class Stream:
             # A service that turns us away says why, and that can still be read.
             with contextlib.suppress(OSError):
                 sock.sendall(json.dumps(request, separators=(",", ":")).encode() + b"\n")
-            stream = cls(sock, Cursor("", 0))
+            stream = cls(sock, Cursor("", 0), before_wait)
             first = stream._first_line()
             if first.get("kind") != "subscribed":
                 raise _refused(first)
@@ -88,10 +97,14 @@ class Stream:
             cut = held.rfind(b"\n") + 1
             if cut:
                 block, held = held[:cut], held[cut:]
-                block = self._strip_end(block)
-                if block:
-                    self.cursor = Cursor(self.cursor.epoch, last_seq(block))
-                    yield block
+                own = block.rfind(b"\n", 0, -1) + 1
+                if block.startswith(b'{"seq":', own):
+                    own = len(block)  # the last line is a record, too
+                if own:
+                    self.cursor = Cursor(self.cursor.epoch, last_seq(block[:own]))
+                    yield block[:own]
+                if own < len(block):
+                    self._take_own(block[own:])
             if len(held) > MAX_LINE:
                 raise Unreachable(f"the service sent a line of over {MAX_LINE >> 20} MiB")
             # A long line comes in many reads: they are joined once, not added up one by one.
@@ -106,18 +119,15 @@ class Stream:
             if not data:
                 return
 
-    def _strip_end(self, block: bytes) -> bytes:
-        """Take the service's own last line off a block. Raises what an error line says."""
-        start = block.rfind(b"\n", 0, -1) + 1
-        if block.startswith(b'{"seq":', start):
-            return block
-        last = _own_line(block[start:])
-        if last.get("kind") == "end":
-            self.complete = True
-            return block[:start]
-        raise _refused(last)
+    def _take_own(self, line: bytes) -> None:
+        """Take the service's own last line. Raises what an error line says."""
+        last = _own_line(line)
+        if last.get("kind") != "end":
+            raise _refused(last)
+        self.complete = True
 
     def _receive(self) -> bytes:
+        self.before_wait(self.sock)
         try:
             return self.sock.recv(_READ)
         except ConnectionError:
@@ -135,6 +145,7 @@ def follow(
     notice: Callable[[str], None],
     sleep: Callable[[float], None],
     rng: random.Random,
+    before_wait: Wait = lambda _: None,
 ) -> Iterator[bytes]:
     """Yield blocks of whole record lines, each record once, until the request is fulfilled.
 
@@ -142,7 +153,7 @@ def follow(
     sentence. Raises Unreachable when there is none to begin with, UsageFault for a refused
     request.
     """
-    stream = Stream.open(path, request)
+    stream = Stream.open(path, request, before_wait)
     left: int | None = request.get("limit")
     while True:
         try:
@@ -158,18 +169,23 @@ def follow(
         if left is not None:
             rest["limit"] = left
         notice(f"the service closed the connection; reading on from {stream.cursor}")
-        stream = _reopen(path, rest, sleep=sleep, rng=rng)
+        stream = _reopen(path, rest, sleep=sleep, rng=rng, before_wait=before_wait)
         notice("connected again")
 
 
 def _reopen(
-    path: Path, request: Mapping[str, Any], *, sleep: Callable[[float], None], rng: random.Random
+    path: Path,
+    request: Mapping[str, Any],
+    *,
+    sleep: Callable[[float], None],
+    rng: random.Random,
+    before_wait: Wait,
 ) -> Stream:
     attempt = 0
     while True:
         sleep(full_jitter(attempt, min_s=RETRY_MIN_S, max_s=RETRY_MAX_S, rng=rng))
         try:
-            return Stream.open(path, request)
+            return Stream.open(path, request, before_wait)
         except Unreachable:
             attempt += 1
 

@@ -38,8 +38,8 @@ class Journal:
     `fsync`, what was synced ("commit", a duration) or written ("never"). `durable_seq` is the last
     synced seq, `next_seq` the one to number next, `first_seq` the oldest kept. `coverage` is true
     after the last record at `open`; from then on whoever encodes records applies them to it.
-    `cut` is the bytes that recovery cut off. `new_epoch_began`: this start began an epoch, and
-    not because the journal is new.
+    `cut` is the bytes that recovery cut off. `epoch_reason` says why this start began an epoch,
+    None when it did not, or only because the journal is new.
     """
 
     directory: Path
@@ -48,7 +48,7 @@ class Journal:
     first_seq: int
     position: Position
     cut: int
-    new_epoch_began: bool
+    epoch_reason: str | None
     _storage: Storage
     _settings: JournalSettings
     _lock: Lock
@@ -104,7 +104,7 @@ class Journal:
             found.first_seq,
             found.position,
             found.cut,
-            found.new_epoch_began,
+            found.epoch_reason,
             storage,
             settings,
             lock,
@@ -115,6 +115,11 @@ class Journal:
     def epoch(self) -> str:
         """The present epoch's name."""
         return self.manifest.epochs[-1].name
+
+    @property
+    def new_epoch_began(self) -> bool:
+        """Whether this start began an epoch, and not because the journal is new."""
+        return self.epoch_reason is not None
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:

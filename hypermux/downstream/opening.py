@@ -108,7 +108,7 @@ class Opened:
     first_seq: int
     position: Position
     cut: int
-    new_epoch_began: bool
+    epoch_reason: str | None
     file: Appender
 
 
@@ -131,14 +131,15 @@ class Opening:
         segments = first_seqs(self.storage.names(self.directory))
         found = self._read_manifest(segments)
         before = found or Manifest((), ()).with_epoch(self.new_epoch(), 1, self.now_ns)
-        coverage, cut = Coverage(), 0
+        coverage, cut, reason = Coverage(), 0, None
         if segments:
-            manifest, coverage, position, cut = self._recover(segments, before)
+            manifest, coverage, position, cut, reason = self._recover(segments, before)
         else:
             manifest = before
             if found is not None:
                 # The segments were taken away: their numbers must not come again in their epoch.
                 manifest = self._with_epoch(before, before.epochs[-1].first_seq)
+                reason = "there were no segments any more"
             first_seq = manifest.epochs[-1].first_seq
             position = Position(first_seq, 0, first_seq - 1)
         manifest = evolve(manifest, unsynced_boot=self.boot if self.fsync == "never" else None)
@@ -157,7 +158,7 @@ class Opening:
             segments[0] if segments else position.segment,
             position,
             cut,
-            len(manifest.epochs) > len(before.epochs),
+            reason,
             file,
         )
 
@@ -195,8 +196,11 @@ class Opening:
 
     def _recover(
         self, segments: list[int], manifest: Manifest
-    ) -> tuple[Manifest, Coverage, Position, int]:
-        """Keep what is good of the last segment, save and cut the rest. Raises DamagedData."""
+    ) -> tuple[Manifest, Coverage, Position, int, str | None]:
+        """Keep what is good of the last segment, save and cut the rest. Raises DamagedData.
+
+        Returns the bytes cut, and why an epoch begins, None when none does.
+        """
         last = segments[-1]
         path = self.directory / segment_name(last)
         coverage = self._coverage_before(segments)
@@ -211,7 +215,16 @@ class Opening:
         unsynced = manifest.unsynced_boot
         # Two unknown boots are not known to be the same.
         lost = unsynced is not None and (unsynced != self.boot or unsynced == "unknown")
-        if cut or taken_away or lost:
+        reasons = [
+            text
+            for holds, text in (
+                (cut, f"{cut} unsynced bytes were set aside"),
+                (taken_away, f"{newest} was taken away"),
+                (lost, 'the machine may have gone down under fsync = "never"'),
+            )
+            if holds
+        ]
+        if reasons:
             manifest = self._with_epoch(manifest, recovery.last_seq + 1)
             if cut:
                 name = torn_name(recovery.last_seq + 1, manifest.epochs[-1].name)
@@ -220,7 +233,8 @@ class Opening:
             if cut:
                 with translated(path, "truncate"):
                     self.storage.truncate(path, recovery.keep)
-        return manifest, coverage, Position(last, recovery.keep, recovery.last_seq), cut
+        position = Position(last, recovery.keep, recovery.last_seq)
+        return manifest, coverage, position, cut, "; ".join(reasons) or None
 
     def _coverage_before(self, segments: list[int]) -> Coverage:
         """Return the coverage before the last segment, from its `.sources` or by reading back."""

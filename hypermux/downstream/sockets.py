@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from hypermux.model.errors import ConfigurationFault, HypermuxError, Problem, Un
 
 # Connections that wait to be accepted: a restart brings all readers back at once.
 BACKLOG = 1024
+# One that starts or stops holds the directory for a millisecond; a stopped (SIGSTOP) one for ever.
+LOCK_WAIT_S = 2.0
 
 
 @define(eq=False)
@@ -77,14 +80,18 @@ def _prepare(directory: Path) -> None:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline_s = time.monotonic() + LOCK_WAIT_S
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # Held for a moment by one that starts or stops; waiting could be for a stopped one.
-            raise Unreachable(
-                f"another hypermux is starting or stopping in {directory}: try again"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise Unreachable(
+                        f"another hypermux is starting or stopping in {directory}: try again"
+                    ) from None
+                time.sleep(0.01)
         yield
     finally:
         os.close(fd)

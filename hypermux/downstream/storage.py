@@ -177,6 +177,9 @@ class DiskStorage:
         try:
             write_all(file, data)
             os.fsync(file.fd)
+        except OSError:
+            beside.unlink()  # on a full disk every failed start would leave another one
+            raise
         finally:
             file.close()
         os.rename(beside, path)

@@ -258,9 +258,11 @@ class _Subscriber:
         """
         horizon, walk = self.server.horizon, self._walk
         selector = Selector(request.selection, request.limit)
-        answer, snapshot = self._answer, horizon.position
-        while self._answer is answer:
-            ended, upto = horizon.ended, (horizon.position if request.follow else snapshot)
+        upto = horizon.position
+        while self._answer is request:
+            ended = horizon.ended
+            if request.follow and not selector.past_until:
+                upto = horizon.position
             block = await walk.read(upto)
             if block:
                 chosen, limit_seq = selector.select(block)

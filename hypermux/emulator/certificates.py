@@ -37,9 +37,8 @@ def server_context(directory: Path, *, keep: bool) -> tuple[ssl.SSLContext, Path
         try:
             authority = trustme.CA.from_pem(ca_path.read_bytes(), key_path.read_bytes())
         except (ValueError, OSError) as problem:
-            raise ConfigurationFault(
-                [Problem(str(ca_path), "--state", f"the kept authority does not read: {problem}")]
-            ) from problem
+            message = f"the kept authority does not read: remove it and {KEY_FILE} for a new one"
+            raise ConfigurationFault([Problem(str(ca_path), "--state", message)]) from problem
     else:
         authority = trustme.CA(organization_name="hypermux emulator")
         if keep:

@@ -190,6 +190,8 @@ def test_a_secret_file_that_others_can_read_is_refused(key_file: Path) -> None:
         (["--addr", "h", "--filter", "start"], "key=value"),
         (["--addr", "h", "--date", "yesterday"], "YYYYMMDDTHHMMSSZ"),
         (["--addr", "h", "--path", "events"], "begins with /"),
+        (["--addr", "h", "--path", "/events?a=b"], "--path /events?a=b: a path"),
+        (["--addr", "h", "--path", "/events#a"], "has no query"),
         (["--addr", "h", "--region", "a\nb"], "such as us-west-1"),
         (["--addr", "h", "--region", ""], "such as us-west-1"),
         (["--addr", "wss://h"], "HOST:PORT"),

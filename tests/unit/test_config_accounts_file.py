@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hypermux.config import accounts_file, tables
+from hypermux.config import accounts_file, shape, tables
 from hypermux.config.settings import BackoffSettings, Settings
 from hypermux.core.filters import DOCKER_FIELDS, Filters
 from hypermux.model.accounts import Cap, CredentialSource, Endpoint, Secret, SourceId
@@ -66,7 +66,13 @@ def test_the_example_loads_and_shows_the_defaults(tmp_path: Path) -> None:
 
 def test_the_example_names_every_key() -> None:
     text = EXAMPLE.read_text()
-    names = [*tables.ACCOUNT_KEYS, *tables.ROOT_KEYS, "per_source", "reset_after", "max_hold"]
+    names = [*tables.ACCOUNT_KEYS, *tables.ROOT_KEYS, "min", "max", "reset_after", "size"]
+    for section in tables.SECTIONS:
+        with pytest.raises(shape.Wrong) as wrong:  # what is no table is told its keys
+            getattr(tables, section)(None)
+        found = str(wrong.value).partition("its keys are ")[2].split(", ")
+        assert len(found) > 1
+        names += found
     for name in names:
         assert f"{name} =" in text or f"[{name}]" in text or f"[{name}." in text, name
 

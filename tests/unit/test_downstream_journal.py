@@ -351,6 +351,7 @@ def test_a_damaged_segment_moved_aside_begins_an_epoch() -> None:
     storage.files[HERE / "aside"] = storage.files.pop(HERE / segment_name(6))
     again = open_journal(storage)
     assert (again.next_seq, again.new_epoch_began) == (6, True)
+    assert again.epoch_reason == f"{segment_name(6)} was taken away"
     assert again.epochs[-1].first_seq == 6
     write(again, 1)
     storage.kill()
@@ -365,6 +366,7 @@ def test_all_segments_moved_aside_begin_an_epoch() -> None:
     del storage.files[HERE / segment_name(1)]
     again = open_journal(storage)
     assert (again.next_seq, again.new_epoch_began, len(again.epochs)) == (1, True, 2)
+    assert again.epoch_reason == "there were no segments any more"
 
 
 def test_a_bad_line_behind_d_is_cut_and_kept_as_torn() -> None:
@@ -376,6 +378,7 @@ def test_a_bad_line_behind_d_is_cut_and_kept_as_torn() -> None:
     storage.files[HERE / segment_name(1)].data[len(first) + 40] ^= 1
     again = open_journal(storage, JournalSettings())
     assert (again.position.seq, again.cut) == (2, len(second))
+    assert again.epoch_reason == f"{len(second)} unsynced bytes were set aside"
     assert read_all(again, storage) == first
     torn = next(p for p in storage.files if p.name.endswith(".torn"))
     assert len(storage.read(torn)) == len(second)
