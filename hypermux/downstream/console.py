@@ -147,7 +147,6 @@ class StdoutWriter:
             except OSError as exc:
                 raise DiskFault(f"cannot write to stdout: {exc.strerror}") from exc
 
-
     def wait_unless_gone(self, source: socket.socket) -> None:
         """Return when `source` can be read. Raises BrokenStdout when our own reader has gone.
 
