@@ -205,7 +205,6 @@ class Service:
                     sources.start_soon(self.supervisor.run)
                     await shutdown.wait()
                     log.info("stopping: closing connections")
-                    await self.supervisor.settle()
                     upstream.cancel()
             inbox.close(clock.now_ns())
             nursery.cancel_scope.deadline = trio.current_time() + LAST_COMMIT_S

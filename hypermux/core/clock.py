@@ -33,6 +33,13 @@ class StreamClock:
         self._anchor_ns = self.wall()
         self._zero_s = self.monotonic()
 
+    def not_before(self, moment_ns: int) -> None:
+        """Go on from `moment_ns` at the least: an earlier run's records reach to there.
+
+        Raised at a start whose wall clock was set back; `check_wall` then tells by how much.
+        """
+        self._anchor_ns += max(0, moment_ns - self.now_ns())
+
     def now_ns(self) -> int:
         """Return the present moment."""
         now = self._anchor_ns + int((self.monotonic() - self._zero_s) * 1e9)

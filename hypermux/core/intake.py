@@ -30,6 +30,13 @@ class Feed(Protocol):
     def closed(self) -> None:
         """The source is not connected: the merge no longer waits for it."""
 
+    @property
+    def empty_ns(self) -> int:
+        """When the source's socket was last known to be open and read to its end.
+
+        0 when it is not known yet.
+        """
+
     def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
         """Hand over what one read brought, in order.
 
@@ -56,28 +63,28 @@ def weigh(items: list[Item]) -> int:
 class Share:
     """One source's part of the buffer, and its overflow episode while there is one.
 
-    Conservation holds at all times: received = accepted + lost.
+    `received` counts events, those `lost` included.
     """
 
     used: int = 0
     received: int = 0
     lost: int = 0
-    _episode_from_ns: int | None = None
-    _episode_lost: int = 0
+    episode_from_ns: int | None = None
+    episode_lost: int = 0
 
     def overflow(self, count: int, received_ns: int) -> None:
         """Count `count` events that found the buffer full."""
-        if self._episode_from_ns is None:
-            self._episode_from_ns = received_ns
-        self._episode_lost += count
+        if self.episode_from_ns is None:
+            self.episode_from_ns = received_ns
+        self.episode_lost += count
         self.lost += count
 
     def end_episode(self, now_ns: int) -> Gap | None:
         """Return the gap of the episode that ends now, None when there was none."""
-        if self._episode_from_ns is None:
+        if self.episode_from_ns is None:
             return None
-        gap = Gap(self._episode_from_ns, now_ns, "overflow", "proven", self._episode_lost)
-        self._episode_from_ns, self._episode_lost = None, 0
+        gap = Gap(self.episode_from_ns, now_ns, "overflow", "proven", self.episode_lost)
+        self.episode_from_ns, self.episode_lost = None, 0
         return gap
 
 
@@ -86,45 +93,80 @@ class Budget:
     """The buffer before the journal, in bytes: a limit for all and a share for each source.
 
     Gap and state items are never refused: they are what tells of a loss, and a source makes at
-    most a few per connection attempt.
+    most a few per connection attempt. An episode ends with the next event that fits, or when its
+    source's share is half empty again: a source that falls quiet must not keep its loss to itself.
     """
 
     size: int
     per_source: int
     used: int = 0
     shares: dict[SourceId, Share] = field(factory=dict)
+    _overflowing: dict[SourceId, Share] = field(factory=dict)
+
+    @property
+    def oldest_episode_ns(self) -> int | None:
+        """Since when a loss is not yet told, None when all are."""
+        starts = (share.episode_from_ns for share in self._overflowing.values())
+        return min((start for start in starts if start is not None), default=None)
 
     def admit(self, source: SourceId, items: list[Item], received_ns: int) -> list[Item]:
-        """Return what of `items` fits, an ended overflow episode's gap in front."""
+        """Return what of `items` fits, an ended overflow episode's gap in front.
+
+        From the first event that does not fit on, the read's other events are lost with it.
+        """
         share = self.shares.get(source)
         if share is None:
             share = self.shares[source] = Share()
         events = sum(1 for item in items if isinstance(item, (Event, Unparsed)))
         share.received += events
-        weight = weigh(items)
-        fits = self.used + weight <= self.size and share.used + weight <= self.per_source
-        if events and not fits:
-            share.overflow(events, received_ns)
-            items = [item for item in items if not isinstance(item, (Event, Unparsed))]
-            weight = weigh(items)
-        elif (gap := share.end_episode(received_ns)) is not None:
-            items = [gap, *items]
-            weight += ITEM_OVERHEAD
-        share.used += weight
-        self.used += weight
-        return items
+        room = min(self.size - self.used, self.per_source - share.used)
+        kept, lost = items, 0
+        if (weight := weigh(items)) > room:
+            kept, lost = _cut(items, room)
+            weight = weigh(kept)
+        self._take(share, weight)
+        if lost < events and (gap := self._end(source, received_ns)) is not None:
+            kept = [gap, *kept]
+        if lost:
+            share.overflow(lost, received_ns)
+            self._overflowing[source] = share
+        return kept
 
     def release(self, source: SourceId, weight: int) -> None:
         """Give back what a durable batch held."""
-        self.used -= weight
-        self.shares[source].used -= weight
+        self._take(self.shares[source], -weight)
 
-    def end_episodes(self, now_ns: int) -> list[tuple[SourceId, Gap]]:
-        """Return the gaps of all episodes still open, at the end of the stream."""
+    def end_episodes(self, now_ns: int, *, all_of_them: bool) -> list[tuple[SourceId, Gap]]:
+        """Return the gaps of the episodes that are over: of half-empty shares, or all."""
         gaps = []
-        for source, share in self.shares.items():
-            if (gap := share.end_episode(now_ns)) is not None:
-                share.used += ITEM_OVERHEAD
-                self.used += ITEM_OVERHEAD
-                gaps.append((source, gap))
+        for source, share in list(self._overflowing.items()):
+            if all_of_them or (2 * share.used <= self.per_source and 2 * self.used <= self.size):
+                gap = self._end(source, now_ns)
+                if gap is not None:
+                    gaps.append((source, gap))
         return gaps
+
+    def _end(self, source: SourceId, now_ns: int) -> Gap | None:
+        share = self._overflowing.pop(source, None)
+        gap = None if share is None else share.end_episode(now_ns)
+        if share is not None and gap is not None:
+            self._take(share, weigh_one(gap))
+        return gap
+
+    def _take(self, share: Share, weight: int) -> None:
+        share.used += weight
+        self.used += weight
+
+
+def _cut(items: list[Item], room: int) -> tuple[list[Item], int]:
+    """Return what of a read fits into `room` bytes, and how many events do not."""
+    kept: list[Item] = []
+    lost = 0
+    for item in items:
+        weight = weigh_one(item)
+        if isinstance(item, (Event, Unparsed)) and (lost or weight > room):
+            lost += 1
+        else:
+            kept.append(item)
+            room -= weight
+    return kept, lost

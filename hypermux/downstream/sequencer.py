@@ -33,6 +33,9 @@ log = logging.getLogger("hypermux.sequencer")
 # The shortest time between two rounds. Events wait tens of milliseconds for each other anyway;
 # a round for each of many quiet sources would spend a core on system calls and syncs.
 ROUND_S = 0.005
+# The longest. How exactly the beginning of an outage is known on a quiet system: a socket that
+# was empty and open in one round cannot have ended before it.
+HEARTBEAT_S = 1.0
 # Records encoded between two awaits: about 10 ms of work, so that pings are answered in time.
 CHUNK = 4096
 
@@ -72,6 +75,10 @@ class _Lane:
         self.inbox.busy.pop(self.source, None)
         self.inbox.put(Connectivity(self.source, False))
 
+    @property
+    def empty_ns(self) -> int:
+        return self.inbox.busy.get(self.source, self.inbox.last_round_ns)
+
     def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
         self.inbox.deliver(self.source, items, received_ns, more)
 
@@ -97,7 +104,7 @@ class Inbox:
         self._arrived.set()
 
     def deliver(self, source: SourceId, items: list[Item], received_ns: int, more: bool) -> None:
-        """Queue what fits of a delivery; what does not is counted for a gap."""
+        """Queue what fits of a read; what does not is counted for a gap."""
         if more:
             self.busy.setdefault(source, self.last_round_ns)
         else:
@@ -109,10 +116,15 @@ class Inbox:
 
     def close(self, now_ns: int) -> None:
         """Take nothing more: the sequencer ends when it has written what is here."""
-        for source, gap in self.budget.end_episodes(now_ns):
-            self._queue.append(Delivery(source, [gap], now_ns))
+        self.tell_episodes(now_ns, all_of_them=True)
         self.closing = True
         self._arrived.set()
+
+    def tell_episodes(self, now_ns: int, *, all_of_them: bool = False) -> None:
+        """Queue the gaps of the overflow episodes that are over."""
+        for source, gap in self.budget.end_episodes(now_ns, all_of_them=all_of_them):
+            self._queue.append(Delivery(source, [gap], now_ns))
+            self._arrived.set()
 
     def take(self) -> deque[Arrival]:
         """Return all that is queued, in order of arrival."""
@@ -167,7 +179,7 @@ class Sequencer:
         self._show(await self.run_sync(self.journal.sync))
 
     def _next_wake_s(self) -> float:
-        wake = self._checkpoint_at_s
+        wake = min(self._checkpoint_at_s, trio.current_time() + HEARTBEAT_S)
         deadline_ns = self.merger.next_deadline_ns()
         if deadline_ns is not None:
             wake = min(wake, trio.current_time() + self.clock.seconds_until(deadline_ns))
@@ -175,6 +187,11 @@ class Sequencer:
         return wake if sync_due_s is None else min(wake, sync_due_s)
 
     async def _round(self) -> None:
+        # First of all: a machine that slept finds its clock behind when it wakes.
+        step_ns = self.clock.check_wall()
+        if step_ns is not None:
+            reason = f"the wall clock was stepped by {step_ns / 1e9:+.3f} s"
+            await self._write_own(StateChange("clock", reason, offset_ns=step_ns))
         drained_ns = self.clock.now_ns()
         await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()
@@ -183,6 +200,7 @@ class Sequencer:
         self.merger.drained(drained_ns, except_for=self.inbox.busy)
         released = self.merger.release(self.clock.now_ns())
         await self._write(released)
+        self.inbox.tell_episodes(self.clock.now_ns())
         for source, offset_ns in self.merger.take_offset_changes():
             reason = f"its clock is {-offset_ns / 1e9:+.3f} s off ours; ordered accordingly"
             change = StateChange("clock", reason, offset_ns=offset_ns)
@@ -193,10 +211,6 @@ class Sequencer:
             self._show(await self.run_sync(self.journal.sync, now_s))
         if now_s >= self._checkpoint_at_s:
             self._checkpoint_at_s = now_s + self.checkpoint_interval_s
-            step_ns = self.clock.check_wall()
-            if step_ns is not None:
-                reason = f"the wall clock was stepped by {step_ns / 1e9:+.3f} s"
-                await self._write_own(StateChange("clock", reason, offset_ns=step_ns))
             await self._write_own(Checkpoint(self._through_ns(drained_ns)))
 
     def _take_arrivals(self) -> None:
@@ -223,8 +237,8 @@ class Sequencer:
         """Return the moment before which everything received is in the journal."""
         held_since = self.merger.oldest_received_ns
         moments = [drained_ns, *self.inbox.busy.values()]
-        if held_since is not None:
-            moments.append(held_since)
+        lost_since = self.inbox.budget.oldest_episode_ns
+        moments += [since for since in (held_since, lost_since) if since is not None]
         return min(moments)
 
     async def _write(self, released: list[Released[Item]]) -> None:

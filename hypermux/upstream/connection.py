@@ -93,11 +93,7 @@ class Counters:
 
 @define(eq=False)
 class Connection:
-    """The task of one source. `outage` is what the journal knew when it began.
-
-    `behind`: its last read did not empty the socket. `drained_ns` is set before it is stopped: a
-    moment up to which all that came was read.
-    """
+    """The task of one source. `outage` is what the journal knew when it began."""
 
     source: Source
     gate: Gate
@@ -110,10 +106,9 @@ class Connection:
     _outage: Outage | None
     utc_ns: Callable[[], int]
     counters: Counters = field(factory=Counters)
-    drained_ns: int | None = None
-    behind: bool = False
     _told: tuple[str, str] | None = None
     _heard_ns: int = 0
+    _opened_ns: int = 0
     _sign_offset_s: float = 0.0
 
     async def run(self) -> None:
@@ -170,7 +165,7 @@ class Connection:
             items.append(Gap(self._outage.from_ns, now_ns, self._outage.cause, "possible"))
         items.append(StateChange("up", reason=_TRUST[opened.trust]))
         self._outage, self._told = None, None
-        self._heard_ns = now_ns
+        self._heard_ns = self._opened_ns = now_ns
         self.feed.deliver(items, now_ns)
         self.feed.opened(None if opened.date_ns is None else now_ns - opened.date_ns)
         self.observer.opened(self.source)
@@ -184,7 +179,6 @@ class Connection:
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         """Decode a read's messages and hand them on."""
-        self.behind = more
         counters = self.counters
         counters.received += len(messages)
         items: list[Item] = list(decode_batch(messages))
@@ -221,13 +215,21 @@ class Connection:
                 allocator.throttled(self.source.id, dialed_at, failure.retry_after_s, now)
         if was_up:
             self.feed.closed()
-            from_ns = now_ns if failure.kind in _ORDERLY else self._heard_ns
+            known_ns = self._known_ns()
+            from_ns = known_ns if failure.kind in _ORDERLY else min(self._heard_ns, known_ns)
             self._outage = Outage(from_ns, judgement.cause)
         elif self._outage is not None and self._outage.cause == "start":
             self._outage = Outage(self._outage.from_ns, judgement.cause)
         self._tell_down(judgement, now_ns)
         self.observer.failed(self.source, judgement, failure)
         return pause.delay_s
+
+    def _known_ns(self) -> int:
+        """Return a moment at which the connection was open and had nothing unread.
+
+        Not now: this process may have stood still, and found the end long after it came.
+        """
+        return max(self.feed.empty_ns, self._opened_ns)
 
     def _tell_down(self, judgement: Judgement, now_ns: int) -> None:
         """Record `down` once for each new reason of an outage, not for every attempt."""
@@ -248,7 +250,7 @@ class Connection:
         """Record the end: a source that was up is down from now, by our own doing."""
         now_ns = self.clock.now_ns()
         if self._outage is None:
-            from_ns = self.drained_ns if self.drained_ns is not None else self._heard_ns
+            from_ns = self._known_ns()
             self._outage = Outage(from_ns, "stopped")
             self.feed.closed()
             change = StateChange("down", "hypermux stopped", None, "stopped", from_ns)
@@ -257,8 +259,8 @@ class Connection:
 
 
 _TRUST = {"verified": None, "unverified": "TLS certificate not verified", "off": None}
-# An end that came to us in its place behind all data: nothing sent before it is missing. Of all
-# other ends only what was heard last is certain.
+# An end that came in its place behind all data: nothing sent before it is missing. Of all other
+# ends only what was heard before them is certain.
 _ORDERLY = frozenset(
     {FailureKind.CLOSE, FailureKind.EOF, FailureKind.OVERSIZE, FailureKind.PROTOCOL}
 )

@@ -111,19 +111,6 @@ class Supervisor:
     outages: Mapping[SourceId, Outage]
     connections: dict[SourceId, Connection] = field(factory=dict)
 
-    async def settle(self) -> None:
-        """Read what has come by now, before the sources are cancelled.
-
-        Two passes of the scheduler let every reader run whose socket is readable. What comes
-        behind that is in the gap that the stop leaves.
-        """
-        now_ns = self.clock.now_ns()
-        for _ in range(2):
-            await trio.lowlevel.checkpoint()
-        for connection in self.connections.values():
-            if not connection.behind:
-                connection.drained_ns = now_ns
-
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
         settings, limits = self.settings, self.settings.limits

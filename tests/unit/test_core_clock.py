@@ -67,6 +67,16 @@ def test_a_step_back_that_is_undone_is_told_again() -> None:
     assert clock.now_ns() == hands.wall_ns
 
 
+def test_a_start_behind_an_earlier_run_goes_on_from_it_and_tells() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.not_before(hands.wall_ns + 3600 * SECOND)
+    assert clock.now_ns() == hands.wall_ns + 3600 * SECOND
+    assert clock.check_wall() == -3600 * SECOND
+    clock.not_before(hands.wall_ns)
+    assert clock.now_ns() == hands.wall_ns + 3600 * SECOND
+
+
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(-(10**13), 10**13))))
 def test_it_never_goes_back(moves: list[tuple[float, int]]) -> None:
     hands = Hands()

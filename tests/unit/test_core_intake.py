@@ -41,6 +41,22 @@ def test_one_source_cannot_take_the_share_of_another() -> None:
     assert budget.admit(B, [event()], 3)
 
 
+def test_of_a_read_that_is_larger_than_the_room_the_first_part_is_kept() -> None:
+    budget = Budget(3 * ITEM_OVERHEAD, 3 * ITEM_OVERHEAD)
+    assert len(budget.admit(A, [event()] * 5, 10)) == 3
+    assert budget.end_episodes(20, all_of_them=True) == [(A, Gap(10, 20, "overflow", "proven", 2))]
+
+
+def test_a_source_that_falls_quiet_is_told_of_when_there_is_room_again() -> None:
+    budget = Budget(2 * ITEM_OVERHEAD, 2 * ITEM_OVERHEAD)
+    budget.admit(A, [event()] * 4, 10)
+    assert budget.oldest_episode_ns == 10
+    assert budget.end_episodes(15, all_of_them=False) == []
+    budget.release(A, ITEM_OVERHEAD)
+    assert budget.end_episodes(20, all_of_them=False) == [(A, Gap(10, 20, "overflow", "proven", 2))]
+    assert budget.oldest_episode_ns is None
+
+
 def test_states_and_gaps_are_never_refused() -> None:
     budget = Budget(0, 0)
     change = StateChange("up")
@@ -50,8 +66,8 @@ def test_states_and_gaps_are_never_refused() -> None:
 def test_an_episode_still_open_at_the_end_is_told() -> None:
     budget = Budget(0, 0)
     budget.admit(A, [event()], 5)
-    assert budget.end_episodes(9) == [(A, Gap(5, 9, "overflow", "proven", 1))]
-    assert budget.end_episodes(9) == []
+    assert budget.end_episodes(9, all_of_them=True) == [(A, Gap(5, 9, "overflow", "proven", 1))]
+    assert budget.end_episodes(9, all_of_them=True) == []
 
 
 @given(
@@ -74,6 +90,6 @@ def test_received_is_admitted_or_lost_and_the_limits_hold(
         if give_back:
             owner, taken = held.pop(0)
             budget.release(owner, weigh(taken))
-    told_lost += sum(gap.lost or 0 for _, gap in budget.end_episodes(99))
+    told_lost += sum(gap.lost or 0 for _, gap in budget.end_episodes(99, all_of_them=True))
     received = sum(s.received for s in budget.shares.values())
     assert received == sum(count for _, count, _ in steps) == admitted + told_lost

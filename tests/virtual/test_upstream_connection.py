@@ -33,7 +33,10 @@ EVENT = b'{"status":"start","id":"f296","Type":"container","Action":"start","tim
 class Tape:
     """A feed and an observer that remember."""
 
+    clock: StreamClock
     items: list[Item] = field(factory=list)
+    # When the service last found the socket empty; None: just now.
+    stood_still_since_ns: int | None = None
     calls: list[str] = field(factory=list)
 
     def opened(self, offset_ns: int | None = None) -> None:
@@ -44,6 +47,12 @@ class Tape:
 
     def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
         self.items.extend(items)
+
+    @property
+    def empty_ns(self) -> int:
+        if self.stood_still_since_ns is not None:
+            return self.stood_still_since_ns
+        return self.clock.now_ns()
 
     @property
     def gaps(self) -> list[Gap]:
@@ -131,7 +140,7 @@ class Played:
 async def play(*attempts: Attempt, seconds: float = 3600.0, outage: Outage | None = None) -> Played:
     start_s = trio.current_time()
     clock = StreamClock(trio.current_time, lambda: 1_000 * SECOND)
-    tape, script, keys = Tape(), Script(list(attempts)), Keys()
+    tape, script, keys = Tape(clock), Script(list(attempts)), Keys()
     rng = random.Random(1)
     gate = Gate(
         Allocator(
@@ -203,6 +212,21 @@ async def test_an_end_in_its_place_is_a_gap_from_then_on(
     played = await play(live(5, FailureKind.EOF))
     first, second = played.tape.gaps
     assert second.from_ns == pytest.approx(first.to_ns + 5 * SECOND, abs=1000)
+
+
+async def test_an_end_found_after_a_stall_of_our_own_is_a_gap_from_before_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def attempt(listener: Listener) -> None:
+        assert isinstance(listener, Connection)
+        listener.opened(Opened(None, "off"))
+        await trio.sleep(10)
+        assert isinstance(listener.feed, Tape)
+        listener.feed.stood_still_since_ns = 1_004 * SECOND
+        raise ConnectionFailed(Failure(FailureKind.CLOSE, "closed while we slept", 1001))
+
+    played = await play(attempt, seconds=60)
+    assert played.tape.gaps[1].from_ns == 1_004 * SECOND
 
 
 async def test_each_way_to_end_has_its_word(autojump_clock: trio.testing.MockClock) -> None:
