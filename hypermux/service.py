@@ -4,9 +4,10 @@
       `- sequencer          ends when the inbox is closed and all of it is durable
            `- supervisor    a task per source; cancelled first, at shutdown
 
-A drain walks that tree from the inside: no more upstream, the inbox closed, the last commit,
-then the readers. Each step has a deadline of its own, and whoever asked for the shutdown holds
-one over all (`cli.run` ends the process by it).
+A drain walks that tree from the inside: no more upstream (a goodbye takes a transport a second
+at most), the inbox closed, the last commit, then the readers, each with a deadline. A sync that
+hangs in the kernel cannot be cut short from here: whoever asked for the shutdown holds a deadline
+over all and ends the process by it (`cli.running`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from hypermux.downstream.subscribers import serve_subscribers
 from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Failure, Undelivered
-from hypermux.model.records import Cursor, Item, StateChange
+from hypermux.model.records import Cursor, Gap, Item, StateChange
 from hypermux.upstream.connection import Observer, Outage
 from hypermux.upstream.dialing import SocketDialer
 from hypermux.upstream.supervisor import Supervisor
@@ -56,7 +57,10 @@ T = TypeVar("T")
 
 
 class LoggedObserver:
-    """Writes what happens to sources to the log."""
+    """Writes what happens to sources to the log, each cause of an outage once."""
+
+    def __init__(self) -> None:
+        self._told: dict[SourceId, str] = {}
 
     def dialing(self, source: Source) -> None:
         """A dial begins."""
@@ -64,11 +68,14 @@ class LoggedObserver:
 
     def opened(self, source: Source) -> None:
         """A connection is open."""
+        self._told.pop(source.id, None)
         log.info("%s: up", source.id)
 
     def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
         """A connection or a dial ended."""
-        log.warning("%s: %s (%s)", source.id, judgement.reason, judgement.verdict)
+        level = logging.DEBUG if self._told.get(source.id) == judgement.cause else logging.WARNING
+        self._told[source.id] = judgement.cause
+        log.log(level, "%s: %s (%s)", source.id, judgement.reason, judgement.verdict)
 
 
 def in_thread(limiter: trio.CapacityLimiter) -> RunSync:
@@ -181,6 +188,8 @@ class Service:
         )
         try:
             self._assemble()
+            self._forget_removed()
+            self._tell_start()
             async with trio.open_nursery() as nursery:
                 if serve_socket:
                     await nursery.start(self._serve_subscribers)
@@ -191,7 +200,7 @@ class Service:
                 self.horizon.end()
                 nursery.cancel_scope.deadline = trio.current_time() + READERS_END_S
             if nursery.cancel_scope.cancelled_caught:
-                log.warning("some readers had not read everything; it is in the journal")
+                log.warning("some readers had not read everything by the end")
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_COMMIT_S):
                 await seams.journal_runner(self.journal.close)
@@ -227,6 +236,7 @@ class Service:
         """Build the stages from the settings and from what the journal remembers."""
         settings, seams, journal = self.settings, self.seams, self.journal
         merge, coverage = settings.merge, journal.coverage
+        seams.clock.not_before(max(coverage.wall_ns, coverage.through_ns))
         self.horizon = Horizon(journal.epoch, journal.position)
         merger: Merger[Item] = Merger(
             max_hold_ns=int(merge.max_hold_s * 1e9),
@@ -264,13 +274,35 @@ class Service:
             outages=outages,
         )
 
+    def _forget_removed(self) -> None:
+        """End the coverage of sources that the configuration no longer has, with their last gap."""
+        configured = {source.id for source in self.settings.sources}
+        now_ns = self.seams.clock.now_ns()
+        for source, outage in self.supervisor.outages.items():
+            if source not in configured:
+                items: list[Item] = [
+                    Gap(outage.from_ns, now_ns, outage.cause, "possible"),
+                    StateChange("config", "the source is no longer configured"),
+                ]
+                self.sequencer.inbox.feed(source).deliver(items, now_ns)
+
+    def _tell_start(self) -> None:
+        settings, journal = self.settings, self.journal
+        log.info(
+            "%d sources of %d accounts; journal in %s, after %s:%d; socket %s",
+            len(settings.sources),
+            sum(account.enabled for account in settings.accounts),
+            journal.directory,
+            journal.epoch,
+            journal.durable_seq,
+            settings.socket.path,
+        )
+
     def _opening(self) -> list[StateChange]:
         """Return what the journal is told first: that we run, and what recovery had to cut."""
         journal = self.journal
         changes = [StateChange("start", f"hypermux {__version__}")]
-        if journal.new_epoch_began:
-            reason = f"epoch {journal.epoch}: {journal.cut} unsynced bytes were set aside"
-            changes.append(
-                StateChange("epoch", reason if journal.cut else f"epoch {journal.epoch}")
-            )
+        if journal.epoch_reason is not None:
+            reason = f"epoch {journal.epoch}: {journal.epoch_reason}"
+            changes.append(StateChange("epoch", reason))
         return changes

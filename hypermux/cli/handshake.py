@@ -13,8 +13,17 @@ from collections.abc import Iterable
 from hypermux.core import signing
 from hypermux.core.signing import Signed
 from hypermux.model.accounts import Credential, Endpoint, Tls
+from hypermux.model.errors import UsageFault
 
 _HTTP_SCHEMES = {"ws": "http", "wss": "https"}
+
+
+def check_region(region: str) -> None:
+    """Raise UsageFault unless `region` can stand in a signature's scope."""
+    # It stands in the Authorization header between slashes, before a comma.
+    usable = region.isascii() and region.isprintable() and not any(c in region for c in " ,/")
+    if not region or not usable:
+        raise UsageFault(f"--region {region!r}: a region is a name such as us-west-1")
 
 
 def sign_upgrade(

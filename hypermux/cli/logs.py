@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from hypermux.cli import stderr
 from hypermux.core.wording import printable
 
 # A log line that is longer tells nobody more.
@@ -30,21 +31,34 @@ class _Json(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "time": f"{seconds}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _clean(record.getMessage()),
         }
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = _clean(self.formatException(record.exc_info))
         return msgspec.json.encode(fields).decode()
+
+
+def _clean(text: str) -> str:
+    """Return `text` without lone surrogates: a path need not be UTF-8, JSON has to be."""
+    return text.encode("utf-8", "replace").decode()
+
+
+class _Handler(logging.Handler):
+    """Hands lines to the one writer of stderr, which never waits."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr.say(self.format(record))
 
 
 def configure(level: str, form: Literal["auto", "human", "json"]) -> None:
     """Send the log to stderr. "auto" is for people on a terminal and JSON elsewhere."""
     human = form == "human" or (form == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(_Human() if human else _Json())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # The WebSocket library logs peers' misbehaviour that arrives here as a verdict anyway.

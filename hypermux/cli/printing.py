@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hypermux.cli import stderr
 from hypermux.core.rendering import escape
 from hypermux.downstream.console import Color, Formatter, Output
 from hypermux.model.errors import DiskFault
@@ -49,4 +50,4 @@ def make_formatter(output: Output | None, color: Color) -> Formatter:
 
 def notice(text: str) -> None:
     """Say something on stderr, beside the records."""
-    click.echo(f"hypermux: {escape(text, limit=None)}", err=True)
+    stderr.say(f"hypermux: {escape(text, limit=None)}")

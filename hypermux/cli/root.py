@@ -9,6 +9,7 @@ from importlib import import_module
 import click
 
 from hypermux import __version__
+from hypermux.cli import stderr
 from hypermux.model.errors import ConfigurationFault, HypermuxError
 
 EXIT_USAGE = 64
@@ -78,6 +79,7 @@ def _run() -> int:
 
 def _report(error: BaseException) -> int:
     """Say what went wrong in one sentence each; return the exit code."""
+    stderr.finish()  # what was said before comes before
     leaves = _leaves(error)
     if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
         # The reader of our stdout has gone, as in `… | head`. Point stdout elsewhere, so that

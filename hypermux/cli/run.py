@@ -28,11 +28,4 @@ def command(config: Path | None, log_level: str | None, log_format: str | None) 
         log.warning("%s", warning)
     if not settings.sources:
         raise UsageFault(f"{settings.file} has no enabled account")
-    log.info(
-        "%d sources of %d accounts; journal in %s; socket %s",
-        len(settings.sources),
-        sum(account.enabled for account in settings.accounts),
-        settings.state_dir / "journal",
-        settings.socket.path,
-    )
     trio.run(run_service, settings)

@@ -6,10 +6,12 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import trio
 
+from hypermux.cli import stderr
 from hypermux.config.settings import Settings
 from hypermux.service import (
     LAST_COMMIT_S,
@@ -25,6 +27,8 @@ from hypermux.upstream.connection import Observer
 log = logging.getLogger("hypermux.run")
 
 EXIT_UNDELIVERED = 75
+# A closed terminal ends a program no less than Ctrl-C does.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 async def run_service(
@@ -34,38 +38,49 @@ async def run_service(
     observer: Observer | None = None,
     serve_socket: bool = True,
     shutdown: trio.Event | None = None,
+    at_exit: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a service until SIGINT, SIGTERM or `shutdown`, then drain it."""
+    """Run a service until SIGINT, SIGTERM, SIGHUP or `shutdown`, then drain it.
+
+    `at_exit` is called before the process ends without draining.
+    """
     raise_open_files()
     if shutdown is None:
         shutdown = trio.Event()
     service = Service(settings, Seams.real(settings), observer or LoggedObserver())
     async with trio.open_nursery() as nursery:
-        await nursery.start(_obey_signals, shutdown)
+        await nursery.start(_obey_signals, shutdown, at_exit)
         await service.run(shutdown, readers=readers, serve_socket=serve_socket)
         nursery.cancel_scope.cancel()
 
 
 async def _obey_signals(
-    shutdown: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    shutdown: trio.Event,
+    at_exit: Callable[[], None],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Set `shutdown` at the first signal; end the process at the second, or when draining hangs."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
         task_status.started()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_when_overdue, shutdown)
+            nursery.start_soon(_end_when_overdue, shutdown, at_exit)
             async for number in signals:
                 if shutdown.is_set():
-                    log.error("second signal: ending at once; the journal is as last synced")
-                    os._exit(EXIT_UNDELIVERED)
+                    _end_at_once("second signal", at_exit)
                 log.info("%s: draining; once more ends at once", signal.Signals(number).name)
                 shutdown.set()
 
 
-async def _end_when_overdue(shutdown: trio.Event) -> None:
+async def _end_when_overdue(shutdown: trio.Event, at_exit: Callable[[], None]) -> None:
     await shutdown.wait()
     await trio.sleep(UPSTREAM_END_S + LAST_COMMIT_S + READERS_END_S + 5.0)
-    log.error("draining took too long: ending; the journal is as last synced")
+    _end_at_once("draining took too long", at_exit)
+
+
+def _end_at_once(why: str, at_exit: Callable[[], None]) -> NoReturn:
+    log.error("%s: ending at once; the journal is as last synced", why)
+    stderr.finish()
+    at_exit()
     os._exit(EXIT_UNDELIVERED)
 
 

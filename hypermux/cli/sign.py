@@ -68,12 +68,12 @@ def command(
     What is printed lets its reader in for five minutes. Keys come from --access-key and
     --secret-key-file, or from HYPER_ACCESS_KEY and HYPER_SECRET_KEY.
     """
-    if not path.startswith("/") or "?" in path or "#" in path:
-        raise UsageFault(f"--path {path}: a path begins with / and has no query: --filter makes it")
     endpoint = watching.hyper_endpoint(addr, path, plain=plain)
     if region_signing == "legacy":
         region = signing.legacy_region(addr)
-    region = _checked_region(watching.region_of(endpoint.host) if region is None else region)
+    if region is None:
+        region = watching.region_of(endpoint.host)
+    handshake.check_region(region)
     query = _parse_filters(filters).query()
     now_utc_s = time.time() if date is None else _parse_date(date)
     credential = credentials.load(credential_source(access_key, secret_key_file), file="sign")
@@ -101,14 +101,6 @@ def _render(form: Format, endpoint: Endpoint, query: str, signed: signing.Signed
         "headers": dict(signed.headers),
     }
     return json.dumps(tree, indent=2)
-
-
-def _checked_region(region: str) -> str:
-    # It stands in the Authorization header between slashes, before a comma.
-    usable = region.isascii() and region.isprintable() and not any(c in region for c in " ,/")
-    if not region or not usable:
-        raise UsageFault(f"--region {region!r}: a region is a name such as us-west-1")
-    return region
 
 
 def _parse_filters(flags: tuple[str, ...]) -> Filters:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,23 +16,25 @@ import click
 import trio
 from attrs import define, evolve, frozen
 
-from hypermux.cli import watching
+from hypermux.cli import handshake, watching
 from hypermux.cli.keys import credential_source, key_options
 from hypermux.cli.logs import configure
 from hypermux.cli.printing import make_formatter, notice, printing_options
 from hypermux.cli.running import run_service
 from hypermux.cli.tail import print_records
-from hypermux.config import accounts_file
+from hypermux.config import accounts_file, credentials
 from hypermux.config.settings import Settings
 from hypermux.core import lines, rendering
 from hypermux.core.filters import DOCKER_FIELDS, HYPER_FIELDS, FilterError, Filters
 from hypermux.core.selection import Selection, Selector
 from hypermux.downstream.console import Color, Formatter, Output, StdoutWriter, run_console
 from hypermux.model.accounts import RegionSigning, Tls
-from hypermux.model.errors import DiskFault, UsageFault
+from hypermux.model.errors import DiskFault, Undelivered, UsageFault
 from hypermux.service import Service
 
 log = logging.getLogger("hypermux.watch")
+
+PEM = click.Path(exists=True, dir_okay=False, readable=True)
 
 
 class Printer(Protocol):
@@ -72,9 +76,12 @@ class PrettyEvents:
 @click.option("--docker", multiple=True, metavar="URL", help="A Docker or Podman host; repeats.")
 @click.option("--addr", metavar="HOST:PORT", help="One account at this address, without a file.")
 @key_options
-@click.option("--region", help="With --addr: the region; else the host's first label.")
+@click.option(
+    "--region",
+    help="With --addr: the region; else the host's, else us-west-1.",
+)
 @click.option("--path", default="/events/ws", show_default=True, help="With --addr: the path.")
-@click.option("--ca", type=click.Path(), help="With --addr: the authority to trust (PEM).")
+@click.option("--ca", type=PEM, help="With --addr: the authority to trust (PEM).")
 @click.option("--insecure", is_flag=True, help="With --addr: accept any certificate.")
 @click.option("--plain", is_flag=True, help="With --addr: no TLS.")
 @click.option(
@@ -121,10 +128,15 @@ def command(
         raise UsageFault("--pretty and -o exclude each other")
     if addr is not None:
         endpoint = watching.hyper_endpoint(addr, path, plain=plain)
+        keys = credential_source(access_key, secret_key_file)
+        credentials.load(keys, file="watch")  # a key that cannot be read is told before anything
+        if region is None:
+            region = watching.region_of(endpoint.host)
+        handshake.check_region(region)
         settings = watching.one_account(
             endpoint,
-            region or watching.region_of(endpoint.host),
-            credential_source(access_key, secret_key_file),
+            region,
+            keys,
             tls=Tls(verify=not insecure, ca=None if ca is None else os.path.abspath(ca)),
             filters=_filters(filters, HYPER_FIELDS),
             region_signing=region_signing,
@@ -155,9 +167,7 @@ def command(
         log.warning("%s", warning)
     if not settings.sources:
         raise UsageFault(f"{settings.file} has no enabled account")
-    with tempfile.TemporaryDirectory(prefix="hypermux-") as state:
-        settings = evolve(settings, state_dir=Path(state))
-        trio.run(_run, settings, printer, file, None)
+    _run_ephemeral(settings, printer, file, None)
 
 
 def _filters(flags: tuple[str, ...], fields: frozenset[str]) -> Filters:
@@ -180,22 +190,36 @@ def _serves(path: Path) -> bool:
 def _watch(settings: Settings, printer: Printer, file: Path | None, *, debug: bool = False) -> None:
     """Run settings that were made from a command line."""
     configure("error", "human")
-    announcer = watching.Announcer(settings, debug=debug)
-    with tempfile.TemporaryDirectory(prefix="hypermux-") as state:
-        settings = evolve(settings, state_dir=Path(state))
-        trio.run(_run, settings, printer, file, announcer)
+    told = isinstance(printer, Formatter) and printer.output == "line"
+    announcer = watching.Announcer(settings, debug=debug, told_elsewhere=told)
+    _run_ephemeral(settings, printer, file, announcer)
     if announcer.fatal is not None:
         raise announcer.fatal
 
 
-async def _run(
+def _run_ephemeral(
     settings: Settings, printer: Printer, file: Path | None, announcer: watching.Announcer | None
+) -> None:
+    """Run with a state directory that is gone afterwards.
+
+    Raises Undelivered when something could not be printed: it is kept nowhere else.
+    """
+    console = _Console(printer, StdoutWriter())
+    with tempfile.TemporaryDirectory(prefix="hypermux-") as state:
+        settings = evolve(settings, state_dir=Path(state))
+        trio.run(_run, settings, console, file, announcer)
+    if console.cut:
+        raise Undelivered("stdout took nothing more: the last records were not printed")
+
+
+async def _run(
+    settings: Settings, console: _Console, file: Path | None, announcer: watching.Announcer | None
 ) -> None:
     shutdown = trio.Event()
     if announcer is not None:
         announcer.give_up = shutdown.set
     with ExitStack() as stack:
-        readers = [_Console(printer, StdoutWriter())]
+        readers = [console]
         if file is not None:
             try:
                 appended = stack.enter_context(file.open("ab"))
@@ -208,22 +232,28 @@ async def _run(
             observer=announcer,
             serve_socket=False,
             shutdown=shutdown,
+            at_exit=partial(shutil.rmtree, settings.state_dir, ignore_errors=True),
         )
 
 
 @define(eq=False)
 class _Console:
-    """Prints a service's records from its first on."""
+    """Prints a service's records from its first on; `cut` when it was ended before the last."""
 
     printer: Printer
     writer: StdoutWriter
+    cut: bool = False
 
     async def __call__(self, service: Service) -> None:
-        await run_console(
-            service.horizon,
-            service.open_reader,
-            self.printer,
-            self.writer,
-            after=service.horizon.position.seq,
-            run_sync=service.seams.reader_runner,
-        )
+        try:
+            await run_console(
+                service.horizon,
+                service.open_reader,
+                self.printer,
+                self.writer,
+                after=service.horizon.position.seq,
+                run_sync=service.seams.reader_runner,
+            )
+        except trio.Cancelled:
+            self.cut = True
+            raise

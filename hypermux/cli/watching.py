@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import click
 from attrs import define
 
-from hypermux.cli import handshake
+from hypermux.cli import handshake, stderr
 from hypermux.config import credentials
 from hypermux.config.settings import Account, Settings, SocketSettings, Source
 from hypermux.core.filters import Filters
@@ -57,8 +56,10 @@ def one_account(
 def hyper_endpoint(addr: str, path: str, *, plain: bool) -> Endpoint:
     """Return the endpoint of HOST:PORT. Raises UsageFault with what would be right."""
     scheme = "ws" if plain else "wss"
-    if "://" in addr or "/" in addr:
-        raise UsageFault(f"--addr {addr}: write HOST:PORT; --path takes the path")
+    if not addr.isascii() or not addr.isprintable() or " " in addr or "/" in addr:
+        raise UsageFault(f"--addr {addr!r}: write HOST:PORT; --path takes the path")
+    if not path.startswith("/") or "?" in path or "#" in path:
+        raise UsageFault(f"--path {path}: a path begins with / and has no query (see --filter)")
     try:
         return Endpoint.parse(f"{scheme}://{addr}{path}")
     except ValueError as error:
@@ -139,10 +140,12 @@ class Announcer:
 
     When a sole source's first dial fails it calls `give_up`, with the reason in `fatal`: whoever
     typed the command is there to correct it. A connection that was open once is held.
+    `told_elsewhere`: the records on stdout show later ups and downs.
     """
 
     settings: Settings
     debug: bool = False
+    told_elsewhere: bool = False
     give_up: Callable[[], None] = lambda: None
     fatal: HypermuxError | None = None
     _opened: bool = False
@@ -153,26 +156,30 @@ class Announcer:
 
     def dialing(self, source: Source) -> None:
         """A dial begins."""
+        if self._opened and self.told_elsewhere:
+            return
         if self.debug:
-            click.echo(_debug_lines(source), err=True)
+            stderr.say(_debug_lines(source))
         self._say(source, f"connecting to {source.endpoint}…")
 
     def opened(self, source: Source) -> None:
         """A connection is open."""
+        if not (self._opened and self.told_elsewhere):
+            self._say(source, "connected, watching event now:")
         self._opened = True
-        self._say(source, "connected, watching event now:")
 
     def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
         """A connection or a dial ended."""
         if self._sole and not self._opened and judgement.verdict is not Verdict.SKEWED:
-            self.fatal = _fatal(judgement, failure)
+            self.fatal = _fatal(source, judgement, failure)
             self.give_up()
             return
-        self._say(source, f"{judgement.reason}; trying again")
+        if not self.told_elsewhere:
+            self._say(source, f"{judgement.reason}; trying again")
 
     def _say(self, source: Source, text: str) -> None:
         tag = "" if self._sole else f"{source.id.region}: "
-        click.echo(printable(f"{tag}{text}", 2000), err=True)
+        stderr.say(printable(f"{tag}{text}", 2000))
 
 
 def _debug_lines(source: Source) -> str:
@@ -193,9 +200,11 @@ def _debug_lines(source: Source) -> str:
     return f"----- debug: {warning} -----\n{curl}\n\n{wscat}\n----- end of debug -----"
 
 
-def _fatal(judgement: Judgement, failure: Failure) -> HypermuxError:
+def _fatal(source: Source, judgement: Judgement, failure: Failure) -> HypermuxError:
     if failure.kind is FailureKind.HTTP:
         body = f"\n{failure.body.strip()}" if failure.body else ""
+        if failure.code == 401:
+            body += f"\n(signed for region {source.id.region}; --region names another)"
         return AccessRefused(f"the handshake was refused: {failure.detail}{body}")
     if failure.kind is FailureKind.TLS:
         return Unreachable(f"{judgement.reason} (--ca FILE names the authority to trust)")

@@ -37,7 +37,8 @@ _END_NS = _END_S * 10**9
 _LINE_ENDS = b"\t\r\n"
 # White space apart, msgspec lets no control character through but this one.
 _NOT_PLAIN = (b"\n", b"\r", b"\t", b"\x7f")
-_REWRITTEN = re.compile(r"[^ -~]")
+_REWRITTEN = re.compile(r"[^ -~]+")
+_WHITE = str.maketrans("\t\r\n", "   ")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 
@@ -77,6 +78,8 @@ def decode_batch(messages: list[bytes]) -> list[Event | Unparsed]:
 
 def _decode_one(message: bytes) -> Event | Unparsed:
     """Find the way that one message can take when a batch cannot take the quick one as a whole."""
+    if type(message) is not bytes:  # stripped, it would be
+        return decode(message)
     body = message.strip(_LINE_ENDS)
     quick = _decode_quickly(body) if b"[" not in body and _plain(body) else None
     return quick or decode(message)
@@ -88,6 +91,8 @@ def _plain(data: bytes) -> bool:
 
 def _decode_quickly(message: bytes) -> Event | None:
     """Decode a usual event of printable ASCII without arrays; None for all that needs care."""
+    if type(message) is not bytes:
+        return None  # the beginning of an oversize one can look like an event
     size = len(message)
     if size > _SHALLOW and (size > MAX_DIGITS or message.count(b"{") > MAX_DEPTH):
         return None  # may hold what the typed decode does not refuse
@@ -147,12 +152,12 @@ def _too_deep(body: bytes) -> bool:
 
 
 def _rewrite(found: re.Match[str]) -> str:
-    """Return a character of valid JSON in printable ASCII."""
-    character = found[0]
-    if character in "\t\r\n":  # valid between tokens only
-        return " "
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+    """Return a run of characters of valid JSON in printable ASCII."""
+    run = found[0]
+    if run[0] in "\t\r\n":
+        # Valid between tokens only, and there nothing else of a run is.
+        return run.translate(_WHITE)
+    return "\\u" + run.encode("utf-16-be").hex(" ", 2).replace(" ", "\\u")
 
 
 def _time(fields: _RawFields) -> tuple[int | None, TimeFrom]:
@@ -163,10 +168,8 @@ def _time(fields: _RawFields) -> tuple[int | None, TimeFrom]:
             return int(nano), "timeNano" if isinstance(nano, int) else "float"
     for raw in (fields.time, fields.Time):
         seconds = _number(raw)
-        if seconds is not None and 0 < seconds < _END_S:
-            if isinstance(seconds, int):
-                return seconds * 10**9, "time"
-            return int(seconds * 10**9), "float"
+        if seconds is not None and 0 < seconds < _END_S and (time_ns := int(seconds * 10**9)):
+            return time_ns, "time" if isinstance(seconds, int) else "float"
     return None, "received"
 
 

@@ -8,7 +8,9 @@ the bytes before it sees them costs 1 µs. The rule:
     anything that is neither    the end, with its reason
 
 Every message is taken out here, fragmented ones too, so none can overtake another. The splitter
-is bounded: a frame or message over the limit ends it at its header, before its bytes are kept.
+is bounded: of a message over the limit it keeps the beginning and counts the rest, and gives an
+`Oversize` in its place. One that would never end is a fault: frames so long mean that the stream
+is out of step, and all that follows would vanish in them.
 Invalid UTF-8 is left to whoever decodes the message: one bad text does not end a stream.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
+from hypermux.core.splitting import KEPT_OF_OVERSIZE, Oversize
 from hypermux.core.wording import printable
 from hypermux.model.errors import Failure, FailureKind
 
@@ -24,6 +27,8 @@ _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0
 _KNOWN = frozenset((_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG))
 _WHOLE_TEXT = _FIN | _TEXT
 _MAX_CONTROL = 125
+# No event comes near it; at 100 Mbit/s even so much is passed over within 90 s.
+MAX_SENSIBLE = 1 << 30
 
 # RFC 6455 section 7.4.1 and the IANA registry.
 _CLOSE_NAMES = {
@@ -56,7 +61,10 @@ class FrameSplitter:
     ended: Failure | None = None
     _held: bytearray = field(factory=bytearray)  # the start of an unfinished frame
     _need: int = 0  # bytes that _held must have before looking at it again is of use
-    _fragments: bytearray | None = None  # of the fragmented message under way
+    _fragments: bytearray | None = None  # of the message under way; its beginning, when oversize
+    _size: int = 0  # of the message under way, up to the end of the last frame begun
+    _left: int = 0  # bytes still to come of a frame of an oversize message
+    _last: bool = False  # that frame is the last of its message
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         """Take bytes; return the messages that they complete, and the control frames."""
@@ -70,8 +78,8 @@ class FrameSplitter:
             self._held.clear()
         messages: list[bytes] = []
         control = bytearray()
+        at, end = self._pass_over(data, 0, messages) if self._left else 0, len(data)
         append, limit, fragmented = messages.append, self.max_message_size, self._fragments
-        at, end = 0, len(data)
         while True:
             left = end - at
             if left < 2:
@@ -97,6 +105,11 @@ class FrameSplitter:
                 self.ended = self._fault(first, data[at + 1], size, minimal)
                 if self.ended is not None:
                     return messages, bytes(control)
+                if not first & _CONTROL and self._size + size > limit:
+                    self._begin_oversize(first, size)
+                    at = self._pass_over(data, start, messages)
+                    fragmented = self._fragments
+                    continue
             stop = start + size
             if stop > end:
                 need = stop - at
@@ -132,13 +145,11 @@ class FrameSplitter:
             return None
         if (opcode == _CONTINUATION) != (self._fragments is not None):
             return _garbage("the server mixed up the fragments of its messages")
-        total = size + len(self._fragments or b"")
-        if total > self.max_message_size:
-            limit = self.max_message_size
-            text = f"the server sent a message of {total} bytes or more; the limit is {limit}"
-            return Failure(FailureKind.OVERSIZE, text)
         if not minimal:
             return _garbage("the server sent a frame with a padded length")
+        if self._size + size > MAX_SENSIBLE:
+            total = self._size + size
+            return _garbage(f"the server announced a message of {total} bytes: that is no event")
         return None
 
     def _join(self, first: int, payload: bytes, messages: list[bytes]) -> None:
@@ -148,11 +159,36 @@ class FrameSplitter:
                 messages.append(payload)
             else:
                 self._fragments = bytearray(payload)
+                self._size = len(payload)
             return
         self._fragments += payload
+        self._size += len(payload)
         if first & _FIN:
             messages.append(bytes(self._fragments))
             self._fragments = None
+            self._size = 0
+
+    def _begin_oversize(self, first: int, size: int) -> None:
+        """Note a frame of `size` bytes that takes its message over the limit, or is behind one."""
+        if self._fragments is None:
+            self._fragments = bytearray()
+        del self._fragments[KEPT_OF_OVERSIZE:]
+        self._size += size
+        self._left, self._last = size, bool(first & _FIN)
+
+    def _pass_over(self, data: bytes, at: int, messages: list[bytes]) -> int:
+        """Pass over payload of an oversize message from `at`; return where to go on."""
+        assert self._fragments is not None
+        stop = min(at + self._left, len(data))
+        self._left -= stop - at
+        room = KEPT_OF_OVERSIZE - len(self._fragments)
+        self._fragments += data[at : min(stop, at + room)]
+        if not self._left and self._last:
+            # Never the whole, so that it cannot pass for a message.
+            messages.append(Oversize(bytes(self._fragments[: self._size - 1]), self._size))
+            self._fragments = None
+            self._size = 0
+        return stop
 
 
 def _garbage(detail: str) -> Failure:

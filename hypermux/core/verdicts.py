@@ -102,7 +102,6 @@ KIND_ROWS: Mapping[FailureKind, Row] = {
     FailureKind.RESET: Row(0, 0, Verdict.RETRY, "dropped", "the connection broke"),
     FailureKind.SILENT: Row(*_ALL, Verdict.RETRY, "silent", "the server fell silent"),
     FailureKind.PROTOCOL: Row(*_ALL, Verdict.RETRY, "garbage", "the server broke the protocol"),
-    FailureKind.OVERSIZE: Row(*_ALL, Verdict.RETRY, "oversize", "a message is over the limit"),
     FailureKind.CREDENTIAL: Row(
         *_ALL, Verdict.MISCONFIGURED, "credential", "our own key cannot be read"
     ),

@@ -103,7 +103,6 @@ class FailureKind(StrEnum):
     RESET = "reset"  # the connection broke: what was on its way is lost
     SILENT = "silent"  # a ping went unanswered
     PROTOCOL = "protocol"  # the peer does not speak the protocol
-    OVERSIZE = "oversize"  # a message over the limit
     CREDENTIAL = "credential"  # our own key could not be read
 
 

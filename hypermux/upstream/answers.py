@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
+from attrs import define, field
+
 from hypermux.core.wording import printable
 from hypermux.model.errors import Failure, FailureKind
 from hypermux.upstream.transport import Trust
@@ -22,6 +24,22 @@ Headers = Iterable[tuple[bytes, bytes]]
 def date_ns(headers: Headers) -> int | None:
     """Return the server's clock from its `Date` header, nanoseconds since 1970."""
     return _http_date_ns(_find(headers, b"date"))
+
+
+@define(eq=False)
+class Refusal:
+    """An answer that is not what was asked for. Its body, which only explains, is added to it."""
+
+    status: int
+    headers: Headers
+    who: str
+    trust: Trust
+    body: bytearray = field(factory=bytearray)
+
+    def failure(self) -> Failure:
+        """Return what it means, with as much of the body as has come."""
+        body = bytes(self.body[:MAX_BODY])
+        return http_failure(self.status, self.headers, body, who=self.who, trust=self.trust)
 
 
 def http_failure(status: int, headers: Headers, body: bytes, *, who: str, trust: Trust) -> Failure:

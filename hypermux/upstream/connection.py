@@ -64,8 +64,8 @@ class Keys(Protocol):
     async def get(self, source: Source) -> Credential | None:
         """Return the credential, None where the upstream needs none. Raises ConfigurationFault."""
 
-    def refused(self, source: Source) -> None:
-        """The server refused it: read it anew next time."""
+    def refused(self, source: Source, credential: Credential | None) -> None:
+        """The server refused this one: read it anew next time."""
 
 
 class Transport(Protocol):
@@ -110,6 +110,7 @@ class Connection:
     _heard_ns: int = 0
     _opened_ns: int = 0
     _sign_offset_s: float = 0.0
+    _credential: Credential | None = field(default=None, repr=False)
 
     async def run(self) -> None:
         """Keep the source connected until cancelled."""
@@ -139,8 +140,8 @@ class Connection:
         self.counters.dials += 1
         self.observer.dialing(self.source)
         try:
-            credential = await self.keys.get(self.source)
-            await self.transport(self.source, credential, self, self._sign_offset_s)
+            self._credential = await self.keys.get(self.source)
+            await self.transport(self.source, self._credential, self, self._sign_offset_s)
         except ConnectionFailed as error:
             return error.failure
         except ConfigurationFault as error:
@@ -208,7 +209,7 @@ class Connection:
         if judgement.offset_ns is not None:
             self._sign_offset_s = judgement.offset_ns / 1e9
         if pause.state is State.DENIED:
-            self.keys.refused(self.source)
+            self.keys.refused(self.source, self._credential)
             self._sign_offset_s = 0.0
         if judgement.verdict is Verdict.THROTTLED:
             with self.gate.changing() as allocator:
@@ -261,7 +262,5 @@ class Connection:
 _TRUST = {"verified": None, "unverified": "TLS certificate not verified", "off": None}
 # An end that came in its place behind all data: nothing sent before it is missing. Of all other
 # ends only what was heard before them is certain.
-_ORDERLY = frozenset(
-    {FailureKind.CLOSE, FailureKind.EOF, FailureKind.OVERSIZE, FailureKind.PROTOCOL}
-)
+_ORDERLY = frozenset({FailureKind.CLOSE, FailureKind.EOF, FailureKind.PROTOCOL})
 _PROBED = frozenset({State.DENIED, State.UNTRUSTED, State.MISCONFIGURED})

@@ -59,6 +59,7 @@ class DivertingStream(trio.abc.Stream):
     trust: Trust
     opened: bool = False
     answered: trio.Event = field(factory=trio.Event)
+    refusal: answers.Refusal | None = None  # as soon as its head is known: time may run out
     _upgraded: Opened | None = None
     _rest: bytes = b""  # what came behind the 101 in the same read
     _sending: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
@@ -68,9 +69,7 @@ class DivertingStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return the 101, then control frames; raises ConnectionFailed at the end, never b""."""
         if self._upgraded is None:
-            head, self._rest, date_ns = await _read_upgrade(self.raw, self.trust)
-            self._upgraded = Opened(date_ns, self.trust)
-            return head
+            return await self._read_upgrade()
         if not self.opened:
             # The library asks for more after a 101 that it accepted; for another it has raised.
             self.opened = True
@@ -86,6 +85,40 @@ class DivertingStream(trio.abc.Stream):
             if control:
                 return control
         raise ConnectionFailed(self.splitter.ended)
+
+    async def _read_upgrade(self) -> bytes:
+        """Read the answer to the upgrade request; return its 101, keep what follows it.
+
+        Raises ConnectionFailed (http, protocol, eof, tls).
+        """
+        http = h11.Connection(h11.CLIENT)
+        # The request itself goes through the library; h11 only has to know what was asked for.
+        asked = [("Host", "-"), ("Connection", "Upgrade"), ("Upgrade", "websocket")]
+        http.send(h11.Request(method="GET", target="/", headers=asked))
+        http.send(h11.EndOfMessage())
+        seen = bytearray()
+        while True:
+            data = await _read_answer(self.raw)
+            if not data:
+                text = "handshake: the server ended the connection without an answer"
+                raise ConnectionFailed(Failure(FailureKind.EOF, text))
+            seen += data
+            try:
+                http.receive_data(data)
+                while isinstance(event := http.next_event(), h11.InformationalResponse):
+                    rest = http.trailing_data[0]
+                    if event.status_code == 101:
+                        self._rest = rest
+                        self._upgraded = Opened(answers.date_ns(event.headers), self.trust)
+                        return bytes(seen[: len(seen) - len(rest)])
+                    seen = bytearray(rest)  # 100, 103: the real answer is still to come
+            except h11.RemoteProtocolError as exc:
+                raise ConnectionFailed(answers.not_http(bytes(seen[:64]), who=_WHO)) from exc
+            if isinstance(event, h11.Response):
+                status, headers = event.status_code, event.headers
+                self.refusal = answers.Refusal(status, headers, _WHO, self.trust)
+                await read_body(self.raw, http, self.refusal.body)
+                raise ConnectionFailed(self.refusal.failure())
 
     async def _read(self) -> bytes:
         try:
@@ -141,40 +174,6 @@ class DivertingStream(trio.abc.Stream):
         await trio.aclose_forcefully(self.raw)
 
 
-async def _read_upgrade(raw: trio.abc.Stream, trust: Trust) -> tuple[bytes, bytes, int | None]:
-    """Read the answer to the upgrade request: its 101, what follows it, the server's clock.
-
-    Raises ConnectionFailed (http, protocol, eof, tls).
-    """
-    http = h11.Connection(h11.CLIENT)
-    # The request itself goes through the library; h11 only has to know what was asked for.
-    asked = [("Host", "-"), ("Connection", "Upgrade"), ("Upgrade", "websocket")]
-    http.send(h11.Request(method="GET", target="/", headers=asked))
-    http.send(h11.EndOfMessage())
-    seen = bytearray()
-    while True:
-        data = await _read_answer(raw)
-        if not data:
-            text = "handshake: the server ended the connection without an answer"
-            raise ConnectionFailed(Failure(FailureKind.EOF, text))
-        seen += data
-        try:
-            http.receive_data(data)
-            while isinstance(event := http.next_event(), h11.InformationalResponse):
-                rest = http.trailing_data[0]
-                if event.status_code == 101:
-                    head = bytes(seen[: len(seen) - len(rest)])
-                    return head, rest, answers.date_ns(event.headers)
-                seen = bytearray(rest)  # 100, 103: the real answer is still to come
-        except h11.RemoteProtocolError as exc:
-            raise ConnectionFailed(answers.not_http(bytes(seen[:64]), who=_WHO)) from exc
-        if isinstance(event, h11.Response):
-            body = await read_body(raw, http)
-            status, headers = event.status_code, event.headers
-            failure = answers.http_failure(status, headers, body, who=_WHO, trust=trust)
-            raise ConnectionFailed(failure)
-
-
 async def _read_answer(raw: trio.abc.Stream) -> bytes:
     try:
         return bytes(await raw.receive_some(READ_SIZE))
@@ -182,9 +181,8 @@ async def _read_answer(raw: trio.abc.Stream) -> bytes:
         raise ConnectionFailed(faults.broken(exc, opened=False)) from exc
 
 
-async def read_body(raw: trio.abc.Stream, http: h11.Connection) -> bytes:
-    """Return the start of a refusal's body: what comes soon enough, and is not too much."""
-    body = bytearray()
+async def read_body(raw: trio.abc.Stream, http: h11.Connection, body: bytearray) -> None:
+    """Add the start of a refusal's body to `body`: what comes soon enough, and is not too much."""
     # The status has been read; a body that breaks off explains it less, no more.
     with (
         trio.move_on_after(answers.BODY_PATIENCE_S),
@@ -198,4 +196,3 @@ async def read_body(raw: trio.abc.Stream, http: h11.Connection) -> bytes:
                 body += event.data
             else:
                 break
-    return bytes(body[: answers.MAX_BODY])

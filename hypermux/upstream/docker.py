@@ -46,6 +46,7 @@ class _Events:
     source: Source
     http: h11.Connection = field(factory=lambda: h11.Connection(h11.CLIENT))
     opened: bool = False
+    refusal: answers.Refusal | None = None  # as soon as its head is known: time may run out
     ended: bool = False  # the engine's side of the connection is at its end
     more: bool = False
 
@@ -53,6 +54,8 @@ class _Events:
         timeout_s = settings.dial_timeout_s
         with trio.move_on_after(timeout_s):
             await self._ask()
+        if self.refusal is not None:
+            raise ConnectionFailed(self.refusal.failure())
         if not self.opened:
             text = f"handshake: the engine did not answer GET /events within {timeout_s:g} s"
             raise ConnectionFailed(Failure(FailureKind.TIMEOUT, text))
@@ -92,10 +95,10 @@ class _Events:
         response = await self._answer()
         trust = dialing.trust_of(endpoint, self.source.tls)
         if response.status_code != 200:
-            body = await read_body(self.stream, self.http)
             status, headers = response.status_code, response.headers
-            failure = answers.http_failure(status, headers, body, who=_WHO, trust=trust)
-            raise ConnectionFailed(failure)
+            self.refusal = answers.Refusal(status, headers, _WHO, trust)
+            await read_body(self.stream, self.http, self.refusal.body)
+            return
         self.opened = True
         self.listener.opened(Opened(answers.date_ns(response.headers), trust))
 

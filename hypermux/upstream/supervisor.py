@@ -15,7 +15,7 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.limiter import Allocator
-from hypermux.model.accounts import Credential, SourceId
+from hypermux.model.accounts import Credential, CredentialSource, SourceId
 from hypermux.upstream.connection import Connection, Keys, Observer, Outage, Transport
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.gate import Gate
@@ -33,27 +33,35 @@ class KeyRing:
 
     _limiter: trio.CapacityLimiter = field(factory=partial(trio.CapacityLimiter, _KEY_READERS))
     _cached: dict[str, Credential] = field(factory=dict)
+    _locks: dict[str, trio.Lock] = field(factory=dict)
 
     async def get(self, source: Source) -> Credential | None:
         """Return the credential of `source`. Raises ConfigurationFault."""
         if source.credential is None:
             return None
         account = source.id.account
-        if account not in self._cached:
-            if source.credential.secret_key is not None:
-                self._cached[account] = credentials.load(source.credential)
-            else:
-                self._cached[account] = await trio.to_thread.run_sync(
-                    credentials.load,
-                    source.credential,
-                    limiter=self._limiter,
-                    abandon_on_cancel=True,  # reading changes nothing; a stop need not wait
-                )
-        return self._cached[account]
+        # One reads for all regions of an account; a program that hangs holds up its own account.
+        async with self._locks.setdefault(account, trio.Lock()):
+            if account not in self._cached:
+                self._cached[account] = await self._read(source.credential)
+            return self._cached[account]
 
-    def refused(self, source: Source) -> None:
-        """Forget the credential: a rotated secret is read at the next dial."""
-        self._cached.pop(source.id.account, None)
+    async def _read(self, source: CredentialSource) -> Credential:
+        if source.secret_key is not None:
+            return credentials.load(source)
+        return await trio.to_thread.run_sync(
+            credentials.load,
+            source,
+            limiter=self._limiter,
+            abandon_on_cancel=True,  # reading changes nothing; a stop need not wait
+        )
+
+    def refused(self, source: Source, credential: Credential | None) -> None:
+        """Forget a credential: a rotated secret is read at the next dial."""
+        account = source.id.account
+        # Another region may have read a newer one meanwhile.
+        if credential is not None and self._cached.get(account) is credential:
+            del self._cached[account]
 
 
 @define(eq=False)

@@ -30,7 +30,7 @@ from hypermux.upstream.transport import Dialer, Listener
 GOODBYE_S = 1.0
 # How long the reader may still look for a better reason after a failed write.
 _REASON_S = 1.0
-_GOODBYES = {FailureKind.PROTOCOL: 1002, FailureKind.OVERSIZE: 1009, FailureKind.SILENT: None}
+_GOODBYES = {FailureKind.PROTOCOL: 1002, FailureKind.SILENT: None}
 _PING_JITTER = 0.1
 
 
@@ -124,6 +124,8 @@ async def _upgrade(
             extra_headers=request.headers,
             receive_buffer_size=None,
         )
+    if stream.refusal is not None:  # with a body that did not come to its end
+        raise ConnectionFailed(stream.refusal.failure())
     text = f"handshake: the server did not answer the upgrade request within {timeout_s:g} s"
     raise ConnectionFailed(Failure(FailureKind.TIMEOUT, text))
 

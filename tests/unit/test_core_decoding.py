@@ -94,6 +94,8 @@ def test_every_dialect_is_kept_to_the_byte(message: bytes, time_ns: int, action:
         ('"timeNano":1e99999999999999999999,"time":5', 5_000_000_000, "time"),
         ('"timeNano":1e-99999999999,"time":5', 5_000_000_000, "time"),
         ('"timeNano":0.5', None, "received"),
+        ('"time":9e-10,"Time":5', 5_000_000_000, "time"),
+        ('"time":1e-99999999999', None, "received"),
         ('"timeNano":"1476375774255155116","time":5', 5_000_000_000, "time"),
         ('"timeNano":true,"time":null', None, "received"),
         ('"timeNano":[1],"time":{"a":1}', None, "received"),
@@ -132,6 +134,11 @@ def test_an_object_without_event_fields_is_an_event() -> None:
     ("message", "raw"),
     [
         ('{"a":"é"}'.encode(), rb'{"a":"\u00e9"}'),
+        (
+            '{"a":"é😀\x7f\u2028b\u0416"}'.encode(),
+            rb'{"a":"\u00e9\ud83d\ude00\u007f\u2028b\u0416"}',
+        ),
+        ('{"a":\t\r\n"é"\n\n}'.encode(), rb'{"a":   "\u00e9"  }'),
         ('{"é":"😀\u2028"}'.encode(), rb'{"\u00e9":"\ud83d\ude00\u2028"}'),
         (b'{"a":"\x7f"}', rb'{"a":"\u007f"}'),
         (b'\r\n {"a":\n\t1.50,\r\n"b":[ ]}\n', b' {"a":  1.50,  "b":[ ]}'),
@@ -196,6 +203,12 @@ def test_numbers_too_long_for_readers_are_unparsed() -> None:
 def test_an_oversize_message_tells_its_true_size() -> None:
     made = unparsed(Oversize(b'{"a":1', 10**6))
     assert made == Unparsed('{"a":1', 10**6, "over the size limit")
+
+
+@pytest.mark.parametrize("beginning", [DIALECT_A, DIALECT_A + b"\n", '{"a":"é"}'.encode()])
+def test_an_oversize_message_that_begins_like_an_event_is_none(beginning: bytes) -> None:
+    made = unparsed(Oversize(beginning, 10**6))
+    assert made == Unparsed(beginning.decode(), 10**6, "over the size limit")
 
 
 def test_the_text_of_unparsed_is_capped() -> None:

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypermux.core.frames import FrameSplitter
+from hypermux.core.frames import MAX_SENSIBLE, FrameSplitter
+from hypermux.core.splitting import KEPT_OF_OVERSIZE, Oversize
 from hypermux.model.errors import FailureKind
 
 LIMIT = 70_000
+SMALL = 150
 
 
 def frame(payload: bytes, opcode: int = 1, *, fin: bool = True, rsv: int = 0) -> bytes:
@@ -22,8 +24,10 @@ def frame(payload: bytes, opcode: int = 1, *, fin: bool = True, rsv: int = 0) ->
     return first + b"\x7f" + struct.pack("!Q", size) + payload
 
 
-def split(data: bytes, step: int | None = None) -> tuple[list[bytes], bytes, object]:
-    splitter = FrameSplitter(LIMIT)
+def split(
+    data: bytes, step: int | None = None, limit: int = LIMIT
+) -> tuple[list[bytes], bytes, object]:
+    splitter = FrameSplitter(limit)
     messages: list[bytes] = []
     control = b""
     for at in range(0, len(data), step or len(data) or 1):
@@ -101,12 +105,14 @@ def test_close_ends_and_is_passed_on(payload: bytes, code: int, says: str) -> No
         (b"\x81\x7e\x00\x05hello", FailureKind.PROTOCOL),
         (b"\x81\x7f\x00\x00\x00\x00\x00\x00\x00\x05hello", FailureKind.PROTOCOL),
         (frame(b"x", 8), FailureKind.PROTOCOL),
-        (b"\x81\x7f" + struct.pack("!Q", LIMIT + 1), FailureKind.OVERSIZE),
-        (b"\x82\x7f" + struct.pack("!Q", (1 << 64) - 1), FailureKind.OVERSIZE),
+        (b"\x81\x7f" + struct.pack("!Q", MAX_SENSIBLE + 1), FailureKind.PROTOCOL),
+        (b"\x82\x7f" + struct.pack("!Q", 1 << 63), FailureKind.PROTOCOL),
+        (b"\x82\x7f" + struct.pack("!Q", (1 << 64) - 1), FailureKind.PROTOCOL),
         (
-            frame(b"x" * LIMIT, 1, fin=False) + frame(b"", 0, fin=False) + b"\x80\x01",
-            FailureKind.OVERSIZE,
+            frame(b"x", 1, fin=False) + b"\x80\x7f" + struct.pack("!Q", MAX_SENSIBLE),
+            FailureKind.PROTOCOL,
         ),
+        (frame(b"x" * (LIMIT + 1), 1, fin=False) + frame(b"y", 1), FailureKind.PROTOCOL),
     ],
 )
 def test_faults_end_it_and_lose_nothing_before_them(bad: bytes, kind: FailureKind) -> None:
@@ -116,11 +122,56 @@ def test_faults_end_it_and_lose_nothing_before_them(bad: bytes, kind: FailureKin
         assert getattr(ended, "kind", None) is kind
 
 
-def test_oversize_is_refused_at_its_header() -> None:
-    splitter = FrameSplitter(10)
-    splitter.feed(b"\x81\x0b")
-    assert splitter.ended is not None
-    assert "11 bytes" in splitter.ended.detail
+def sizes(messages: list[bytes]) -> list[int | None]:
+    """What tells an oversize message from one that is as long as what is kept of it."""
+    return [m.size if isinstance(m, Oversize) else None for m in messages]
+
+
+BIG = bytes(range(256)) * (2 * LIMIT // 256)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [frame(BIG)],
+        [frame(BIG, 2)],
+        [frame(BIG, fin=False), frame(b"", 0)],
+        [frame(BIG[:LIMIT], fin=False), frame(BIG[LIMIT:], 0)],
+        [frame(BIG[:9], 2, fin=False), frame(BIG[9:], 0)],
+        [frame(b"", fin=False), frame(BIG[:9], 0, fin=False), frame(BIG[9:], 0)],
+        [frame(BIG[i : i + 5000], 0 if i else 1, fin=False) for i in range(0, len(BIG), 5000)]
+        + [frame(b"", 0)],
+    ],
+)
+@pytest.mark.parametrize("step", [None, 1, 1000])
+def test_an_oversize_message_has_its_place(frames: list[bytes], step: int | None) -> None:
+    ping = frame(b"p", 9)
+    data = frame(b"a") + ping.join(frames) + frame(b"b") + frame(b"c", 2)
+    messages, control, ended = split(data, step)
+    assert messages == [b"a", BIG[:KEPT_OF_OVERSIZE], b"b", b"c"]
+    assert sizes(messages) == [None, len(BIG), None, None]
+    assert (control, ended) == (ping * (len(frames) - 1), None)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_oversize_message_is_not_held(whole: bool) -> None:
+    splitter = FrameSplitter(LIMIT)
+    piece, count = b"x" * LIMIT, 200
+    splitter.feed(
+        b"\x81\x7f" + struct.pack("!Q", LIMIT * count) if whole else frame(b"", fin=False)
+    )
+    messages: list[bytes] = []
+    for n in range(count):
+        data = piece if whole else frame(piece, 0, fin=n == count - 1)
+        messages += splitter.feed(data)[0]
+        assert len(splitter._held) + len(splitter._fragments or b"") <= LIMIT
+    assert messages == [b"x" * KEPT_OF_OVERSIZE]
+    assert sizes(messages) == [LIMIT * count]
+
+
+def test_of_an_oversize_message_never_the_whole_is_kept() -> None:
+    messages, _, _ = split(frame(b"x" * 11) + frame(b"{}"), None, 10)
+    assert (messages, sizes(messages)) == ([b"x" * 10, b"{}"], [11, None])
 
 
 frames = st.builds(
@@ -135,9 +186,12 @@ frames = st.builds(
 @settings(max_examples=200, deadline=None)
 def test_any_cut_gives_the_same(parts: list[bytes], step: int) -> None:
     data = b"".join(parts)
-    whole = split(data)
-    assert split(data, 1) == whole
-    assert split(data, step) == whole
+    for limit in (LIMIT, SMALL):
+        whole = split(data, None, limit)
+        for cut in (1, step):
+            pieces = split(data, cut, limit)
+            assert pieces == whole
+            assert sizes(pieces[0]) == sizes(whole[0])
 
 
 @given(st.lists(st.tuples(st.binary(max_size=300), st.integers(0, 3)), max_size=20))
@@ -153,3 +207,7 @@ def test_what_is_sent_is_what_comes(sent: list[tuple[bytes, int]]) -> None:
             data += ping
             control += ping
     assert split(data, 7) == ([payload for payload, _ in sent], control, None)
+    messages, passed, ended = split(data, 7, SMALL)
+    assert sizes(messages) == [len(p) if len(p) > SMALL else None for p, _ in sent]
+    assert messages == [p if len(p) <= SMALL else p[: len(p) - 1] for p, _ in sent]
+    assert (passed, ended) == (control, None)

@@ -75,7 +75,6 @@ def test_every_code_has_its_verdict(
         (FailureKind.RESET, Verdict.RETRY, "dropped"),
         (FailureKind.SILENT, Verdict.RETRY, "silent"),
         (FailureKind.PROTOCOL, Verdict.RETRY, "garbage"),
-        (FailureKind.OVERSIZE, Verdict.RETRY, "oversize"),
         (FailureKind.CREDENTIAL, Verdict.MISCONFIGURED, "credential"),
     ],
 )

@@ -76,7 +76,7 @@ class Keys:
     async def get(self, source: Source) -> Credential | None:
         return Credential("AK", Secret("sk"))
 
-    def refused(self, source: Source) -> None:
+    def refused(self, source: Source, credential: Credential | None) -> None:
         self.refusals += 1
 
 
@@ -235,7 +235,7 @@ async def test_each_way_to_end_has_its_word(autojump_clock: trio.testing.MockClo
         (FailureKind.CLOSE, 1001),
         (FailureKind.EOF, None),
         (FailureKind.SILENT, None),
-        (FailureKind.OVERSIZE, None),
+        (FailureKind.PROTOCOL, None),
     ]:
         played = await play(live(5, kind, code))
         causes[kind] = played.tape.gaps[1].cause

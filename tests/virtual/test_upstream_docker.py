@@ -244,6 +244,25 @@ async def test_a_mute_engine_times_out(autojump_clock: trio.testing.MockClock) -
     assert trio.current_time() == pytest.approx(10)
 
 
+@pytest.mark.parametrize("body", [b"", b'{"mess'])
+async def test_a_refusal_whose_body_outlasts_the_deadline_is_one(
+    autojump_clock: trio.testing.MockClock, body: bytes
+) -> None:
+    async def slow(stream: trio.abc.Stream) -> None:
+        await stream.receive_some()
+        await trio.sleep(9)
+        await stream.send_all(
+            b"HTTP/1.1 429 No\r\nRetry-After: 120\r\nContent-Length: 100\r\n\r\n" + body
+        )
+        await trio.sleep_forever()
+
+    failure = await run(slow)
+    assert trio.current_time() == pytest.approx(10)
+    assert (failure.kind, failure.code) == (FailureKind.HTTP, 429)
+    assert failure.retry_after_s == 120.0
+    assert (failure.body or "") == body.decode()
+
+
 async def test_an_early_hint_is_skipped_and_quiet_is_no_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -21,6 +21,7 @@ from attrs import define, evolve, field
 from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core import signing
 from hypermux.core.filters import Filters
+from hypermux.core.splitting import KEPT_OF_OVERSIZE
 from hypermux.model.accounts import Credential, Endpoint, Secret, SourceId, Tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream.diverting import READ_SIZE
@@ -355,7 +356,7 @@ async def test_close_codes(autojump_clock: trio.testing.MockClock, code: int) ->
 @pytest.mark.parametrize(
     ("bad", "kind", "goodbye"),
     [
-        (b"\x81\x7e\x13\x89", FailureKind.OVERSIZE, 1009),
+        (b"\x81\x7f" + b"\xff" * 8, FailureKind.PROTOCOL, 1002),
         (b"\x81\x85mask12345", FailureKind.PROTOCOL, 1002),
         (b"HTTP/1.1 200 OK\r\n\r\n", FailureKind.PROTOCOL, 1002),
     ],
@@ -376,6 +377,20 @@ async def test_bad_frames_end_it_after_the_good_ones(
     assert failure.kind is kind
     assert heard.messages == [b"x" * 5000]
     assert unmask(b"".join(replies)) == (8, struct.pack("!H", goodbye))
+
+
+async def test_an_oversize_message_does_not_end_the_connection(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    large = b"".join(frame(b"y" * 4000, 0 if n else 1, fin=n == 9) for n in range(10))
+    data = frame(b"x" * 5001) + frame(b"a") + large + frame(b"b")
+    heard = Heard()
+    failure = await run(
+        script_server(lambda r: [accepted(r), data[:3000], data[3000:30_000], data[30_000:]]), heard
+    )
+    assert heard.messages == [b"x" * 5000, b"a", b"y" * KEPT_OF_OVERSIZE, b"b"]
+    assert [getattr(m, "size", None) for m in heard.messages] == [5001, None, 40_000, None]
+    assert failure.kind is FailureKind.EOF
 
 
 def unmask(data: bytes) -> tuple[int, bytes]:
@@ -441,6 +456,27 @@ async def test_an_endless_refusal_is_cut(autojump_clock: trio.testing.MockClock)
     assert len(failure.body or "") == 4096
     failure = await run(stuck)
     assert (failure.code, failure.body) == (503, "abc")
+
+
+@pytest.mark.parametrize("body", [b"", b'{"mess'])
+async def test_a_refusal_whose_body_outlasts_the_deadline_is_one(
+    autojump_clock: trio.testing.MockClock, body: bytes
+) -> None:
+    async def slow(stream: trio.abc.Stream) -> None:
+        await stream.receive_some()
+        await trio.sleep(9)
+        await stream.send_all(
+            b"HTTP/1.1 429 No\r\nDate: Thu, 13 Oct 2016 16:22:54 GMT\r\nRetry-After: 120\r\n"
+            b"Content-Length: 100\r\n\r\n" + body
+        )
+        await trio.sleep_forever()
+
+    began = trio.current_time()
+    failure = await run(slow)
+    assert trio.current_time() - began == pytest.approx(10)
+    assert (failure.kind, failure.code) == (FailureKind.HTTP, 429)
+    assert (failure.retry_after_s, failure.date_ns) == (120.0, int(NOW) * 10**9)
+    assert (failure.body or "") == body.decode()
 
 
 @pytest.mark.parametrize(
