@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -61,7 +62,7 @@ def command(
     A service that restarts is waited for and read on without a gap or a repeat. Selecting by
     account, region or filter never hides a loss: gap and state records of the accounts and
     regions selected are shown, too, unless --kinds leaves them out. Ctrl-C ends it, with
-    exit code 0: there is no other way to end it, so it is no failure.
+    exit code 0.
     """
     formatter = make_formatter(output, color)
     request: dict[str, Any] = {}
@@ -106,8 +107,15 @@ def print_records(path: Path, request: Mapping[str, Any], printer: Printer) -> N
             sleep=time.sleep,
             rng=rng,
             before_wait=writer.wait_unless_gone,
+            began=_tell_cursor,
         ):
             writer.write(printer.format(block))
+
+
+def _tell_cursor(cursor: Cursor) -> None:
+    """Show a person where the stream begins: the epoch is in no record."""
+    if sys.stderr.isatty():
+        notice(f"reading after {cursor}")
 
 
 def _checked_after(text: str) -> str:

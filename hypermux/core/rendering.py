@@ -156,7 +156,9 @@ class LineRenderer:
             case Kind.EVENT:
                 text = self._event(lines.parse_event(lines.event_of(line) or b""), line)
             case Kind.GAP:
-                text = self._paint(self.palette.gap, self._gap(head))
+                # Every source has one from its start to its first connection: no alarm.
+                usual = head.cause == "start"
+                text = self._paint(self.palette.dim if usual else self.palette.gap, self._gap(head))
             case Kind.STATE:
                 text = self._paint(self.palette.dim, _state(head))
             case Kind.UNPARSED:
@@ -245,7 +247,7 @@ class LineRenderer:
 
 def _state(head: lines.Head) -> str:
     text = escape(head.state or "")
-    detail = [escape(t) for t in (head.verdict, head.cause) if t]
+    detail = dict.fromkeys(escape(t) for t in (head.verdict, head.cause) if t)
     if detail:
         text += f" ({', '.join(detail)})"
     return f"{text}: {escape(head.reason)}" if head.reason else text

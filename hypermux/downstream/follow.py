@@ -146,14 +146,16 @@ def follow(
     sleep: Callable[[float], None],
     rng: random.Random,
     before_wait: Wait = lambda _: None,
+    began: Callable[[Cursor], None] = lambda _: None,
 ) -> Iterator[bytes]:
     """Yield blocks of whole record lines, each record once, until the request is fulfilled.
 
     A service that goes away is waited for and read on by cursor; `notice` is told in one
-    sentence. Raises Unreachable when there is none to begin with, UsageFault for a refused
+    sentence, and `began` of where it begins. Raises Unreachable when there is none to begin with, UsageFault for a refused
     request.
     """
     stream = Stream.open(path, request, before_wait)
+    began(stream.cursor)
     left: int | None = request.get("limit")
     while True:
         try:
@@ -168,7 +170,9 @@ def follow(
         rest = {**request, "after": str(stream.cursor)}
         if left is not None:
             rest["limit"] = left
-        notice(f"the service closed the connection; reading on from {stream.cursor}")
+        notice(
+            f"the service closed the connection; waiting for it, to read on from {stream.cursor}"
+        )
         stream = _reopen(path, rest, sleep=sleep, rng=rng, before_wait=before_wait)
         notice("connected again")
 

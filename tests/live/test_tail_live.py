@@ -302,7 +302,7 @@ class TestFollow:
         assert [(r["after"], r["limit"]) for r in service.requests] == [
             ("live", 4), ("ep:6", 2), ("ep:7", 1),
         ]  # fmt: skip
-        assert "reading on from ep:6" in notices[0]
+        assert "read on from ep:6" in notices[0]
         assert len(naps) == 2
 
     def test_it_waits_for_a_service_that_is_away(self, folder: Path) -> None:

@@ -107,6 +107,7 @@ def test_debug_prints_command_lines_that_work(tmp_path: Path) -> None:
             text: list[bytes] = []
             while not text or not text[-1].startswith(b"connected"):
                 text.append(child.stderr.readline())
+                assert text[-1], b"".join(text)
             curl = next(line for line in text if line.startswith(b"curl "))
             assert any(line.startswith(b"wscat ") for line in text)
             assert b" -k " not in curl
