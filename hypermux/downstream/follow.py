@@ -151,8 +151,8 @@ def follow(
     """Yield blocks of whole record lines, each record once, until the request is fulfilled.
 
     A service that goes away is waited for and read on by cursor; `notice` is told in one
-    sentence, and `began` of where it begins. Raises Unreachable when there is none to begin with, UsageFault for a refused
-    request.
+    sentence, and `began` of where it begins. Raises Unreachable when there is none to begin
+    with, UsageFault for a refused request.
     """
     stream = Stream.open(path, request, before_wait)
     began(stream.cursor)
