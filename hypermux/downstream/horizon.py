@@ -15,20 +15,36 @@ class Position:
     seq: int
 
 
+@frozen
+class Newest:
+    """What the last publication added: the bytes behind record `after`, up to `position`."""
+
+    after: int
+    position: Position
+    data: bytes
+
+
 @define(eq=False)
 class Horizon:
     """The published end of the journal. Durable before visible: only the sequencer moves it.
 
     Readers keep no queue here: each reads the journal up to `position` and waits for the next.
+    Those that have everything but the last publication share its bytes in memory (`newest`): a
+    file read for each of a hundred readers, two hundred times a second, is most of a core.
     """
 
     epoch: str
     position: Position
     ended: bool = False
+    newest: Newest | None = None
     _changed: trio.Event = field(factory=trio.Event)
 
-    def publish(self, position: Position) -> None:
-        """Show the journal up to `position` and wake every reader once."""
+    def publish(self, position: Position, data: bytes | None = None) -> None:
+        """Show the journal up to `position` and wake every reader once.
+
+        `data` is what lies between the last position and this one, if it is at hand and small.
+        """
+        self.newest = None if data is None else Newest(self.position.seq, position, data)
         self.position = position
         self._wake()
 

@@ -78,6 +78,14 @@ class JournalReader:
             self._enter(end_seq, 0)
         return b""
 
+    def skip(self, to: Position) -> None:
+        """Go on from `to`; the caller has what lies before it from elsewhere."""
+        if self._file is not None and self._segment == to.segment:
+            self._offset, self._seq = to.offset, to.seq
+        else:
+            self.close()
+            self._seq, self._near = to.seq, to
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:

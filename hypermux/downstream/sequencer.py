@@ -24,7 +24,7 @@ from hypermux.core.merging import Merger, Released
 from hypermux.core.recording import Encoder
 from hypermux.downstream.horizon import Horizon, Position
 from hypermux.downstream.journal import Journal
-from hypermux.downstream.walk import RunSync
+from hypermux.downstream.walk import BLOCK, RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Event, Item, StateChange
 
@@ -33,6 +33,10 @@ log = logging.getLogger("hypermux.sequencer")
 # The shortest time between two rounds. Events wait tens of milliseconds for each other anyway;
 # a round for each of many quiet sources would spend a core on system calls and syncs.
 ROUND_S = 0.005
+# On a busy loop rounds come less often, so that waking every reader does not fill it: a round
+# every PACE times as long as the readers of the last one took.
+PACE = 4.0
+MAX_ROUND_S = 0.05
 # The longest. How exactly the beginning of an outage is known on a quiet system: a socket that
 # was empty and open in one round cannot have ended before it.
 HEARTBEAT_S = 1.0
@@ -170,8 +174,11 @@ class Sequencer:
                 await self.inbox.wait()
             # Pace rounds, but never past a shutdown's wish to end.
             await trio.sleep_until(next_round_s)
-            next_round_s = trio.current_time() + ROUND_S
             await self._round()
+            ended_s = trio.current_time()
+            await _pass_by_all()
+            pass_s = trio.current_time() - ended_s
+            next_round_s = ended_s + min(max(ROUND_S, PACE * pass_s), MAX_ROUND_S)
         self._take_arrivals()
         await self._write(self.merger.flush())
         await self._write_own(StateChange("stop"))
@@ -193,8 +200,7 @@ class Sequencer:
             reason = f"the wall clock was stepped by {step_ns / 1e9:+.3f} s"
             await self._write_own(StateChange("clock", reason, offset_ns=step_ns))
         drained_ns = self.clock.now_ns()
-        await trio.lowlevel.checkpoint()
-        await trio.lowlevel.checkpoint()
+        await _pass_by_all()
         self._take_arrivals()
         self.inbox.last_round_ns = drained_ns
         self.merger.drained(drained_ns, except_for=self.inbox.busy)
@@ -298,10 +304,18 @@ class Sequencer:
         self, data: bytes, first_seq: int, last_seq: int, sources: bytes
     ) -> None:
         now_s = trio.current_time()
-        self._show(
-            await self.run_sync(self.journal.commit, data, first_seq, last_seq, sources, now_s)
-        )
+        commit = self.journal.commit
+        position = await self.run_sync(commit, data, first_seq, last_seq, sources, now_s)
+        # Readers may share this batch only when it is exactly what is shown now.
+        alone = self.horizon.position.seq == first_seq - 1 and position.seq == last_seq
+        self._show(position, data if alone and len(data) <= BLOCK else None)
 
-    def _show(self, position: Position) -> None:
+    def _show(self, position: Position, data: bytes | None = None) -> None:
         if position.seq > self.horizon.position.seq:
-            self.horizon.publish(position)
+            self.horizon.publish(position, data)
+
+
+async def _pass_by_all() -> None:
+    """Let every task run that is ready now, or whose socket is readable now."""
+    await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint()

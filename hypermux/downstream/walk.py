@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
+import trio
 from attrs import define, field
 
 from hypermux.core.lines import last_seq
@@ -27,6 +28,9 @@ class RecordSource(Protocol):
 
     def read(self, upto: Position, max_bytes: int) -> bytes:
         """Return the next whole lines that lie before `upto`; empty when there are none left."""
+
+    def skip(self, to: Position) -> None:
+        """Go on from `to`: what lies before it was read elsewhere. Does not block."""
 
     def close(self) -> None:
         """Give back the open file."""
@@ -70,6 +74,12 @@ class Walk:
         """
         if self.seq >= upto.seq:
             return b""
+        newest = self.horizon.newest
+        if newest is not None and newest.after == self.seq and newest.position == upto:
+            await trio.lowlevel.checkpoint()
+            self._source.skip(upto)
+            self.seq = upto.seq
+            return newest.data
         block = await self.run_sync(self._source.read, upto, BLOCK)
         if not block:
             # Never spin, and never pass a loss over: what is published has to be readable.

@@ -91,6 +91,9 @@ class FakeReader:
             self.seq += 1
         return block
 
+    def skip(self, to: Position) -> None:
+        raise AssertionError("nothing is shared here")
+
     def close(self) -> None:
         self.journal.open -= 1
 
