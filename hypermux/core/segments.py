@@ -73,6 +73,14 @@ class Epoch:
     first_seq: int
 
 
+def line_end(data: bytes, count: int) -> int:
+    """Return the offset behind the first `count` lines. Raises ValueError when there are fewer."""
+    end = 0
+    for _ in range(count):
+        end = data.index(b"\n", end) + 1
+    return end
+
+
 @frozen
 class Bad:
     """The first line that does not read back: number from 1, byte offset, the seq due there."""

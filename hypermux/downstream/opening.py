@@ -26,6 +26,7 @@ from hypermux.core.segments import (
     Epoch,
     Recovery,
     first_seqs,
+    line_end,
     recount,
     recover,
     segment_name,
@@ -233,6 +234,10 @@ class Opening:
             if cut:
                 with translated(path, "truncate"):
                     self.storage.truncate(path, recovery.keep)
+        behind = line_end(data, recovery.durable - last + 1)
+        if behind < recovery.keep:
+            with translated(path, "write again to"):
+                self.storage.rewrite(path, behind, data[behind : recovery.keep])
         position = Position(last, recovery.keep, recovery.last_seq)
         return manifest, coverage, position, cut, "; ".join(reasons) or None
 

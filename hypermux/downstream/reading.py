@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import define, field
 
-from hypermux.core.segments import Epoch, first_seqs, segment_name
+from hypermux.core.segments import Epoch, first_seqs, line_end, segment_name
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.storage import Slice, Storage, translated
 from hypermux.model.errors import DamagedData
@@ -71,7 +71,7 @@ class JournalReader:
                     raise self._missing(end_seq - 1)
                 if count > left:
                     # The next segment holds these again: what is behind them here is void.
-                    data, count = data[: _nth_line_end(data, left)], left
+                    data, count = data[: line_end(data, left)], left
                 self._offset += len(data)
                 self._seq += count
                 return data
@@ -139,13 +139,6 @@ class JournalReader:
         )
 
 
-def _nth_line_end(data: bytes, count: int) -> int:
-    end = 0
-    for _ in range(count):
-        end = data.index(b"\n", end) + 1
-    return end
-
-
 def locate(directory: Path, storage: Storage, seq: int) -> tuple[int, int]:
     """Return the segment and byte offset where record `seq` begins, or will begin.
 
@@ -168,7 +161,7 @@ def locate(directory: Path, storage: Storage, seq: int) -> tuple[int, int]:
                     raise DamagedData(f"{path} ends {left} records before {seq}")
                 count = data.count(b"\n")
                 if count >= left:
-                    return segment, offset + _nth_line_end(data, left)
+                    return segment, offset + line_end(data, left)
                 left -= count
                 offset += len(data)
         finally:

@@ -96,6 +96,13 @@ class Storage(Protocol):
     def truncate(self, path: Path, size: int) -> None:
         """Cut the file to its first `size` bytes, synced."""
 
+    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+        """Write bytes over the same ones, synced.
+
+        After a sync that failed the kernel may take pages for written that are not on the disk,
+        and reads them back from memory: only writing them again makes a later sync true.
+        """
+
     def link(self, path: Path, target: str) -> None:
         """Make `path` a symbolic link to `target`, over any earlier one."""
 
@@ -190,6 +197,18 @@ class DiskStorage:
         file = _Descriptor(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
         try:
             os.ftruncate(file.fd, size)
+            os.fsync(file.fd)
+        finally:
+            file.close()
+
+    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+        """See `Storage.rewrite`."""
+        file = _Descriptor(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        rest = memoryview(data)
+        try:
+            while rest:
+                written = os.pwrite(file.fd, rest, offset)
+                rest, offset = rest[written:], offset + written
             os.fsync(file.fd)
         finally:
             file.close()
@@ -363,6 +382,13 @@ class MemoryStorage:
         self._fail_if_planned("truncate")
         file = self._file(path)
         del file.data[size:]
+        file.synced = len(file.data)
+
+    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+        """See `Storage.rewrite`."""
+        self._fail_if_planned("rewrite")
+        file = self._file(path)
+        file.data[offset : offset + len(data)] = data
         file.synced = len(file.data)
 
     def link(self, path: Path, target: str) -> None:

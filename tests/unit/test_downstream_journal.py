@@ -563,3 +563,26 @@ def test_a_power_cut_in_the_memory() -> None:
     assert storage.read(HERE / "a") == b"synced but"
     with pytest.raises(OSError, match="gone"):
         write_all(file, b"x")
+
+
+def test_what_may_only_be_in_memory_is_written_again_at_a_start() -> None:
+    """After a failed sync the kernel reads back what is not on the disk, and calls it clean."""
+
+    class Noting(MemoryStorage):
+        def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+            again.append((offset, data))
+            super().rewrite(path, offset, data)
+
+    again: list[tuple[int, bytes]] = []
+    storage = Noting()
+    journal = open_journal(storage, JournalSettings())
+    first = write(journal, 3)
+    storage.fail("sync", errno.EIO)
+    with pytest.raises(DiskFault):
+        write(journal, 2)
+    kept = bytes(storage.files[HERE / segment_name(1)].data)
+    storage.kill()
+    open_journal(storage, JournalSettings())
+    # The second batch says that the first was synced: what is behind it is in doubt.
+    assert again == [(len(first), kept[len(first) :])]
+    assert bytes(storage.files[HERE / segment_name(1)].data) == kept
