@@ -215,10 +215,10 @@ class Connection:
             with self.gate.changing() as allocator:
                 allocator.throttled(self.source.id, dialed_at, failure.retry_after_s, now)
         if was_up:
-            self.feed.closed()
             known_ns = self._known_ns()
             from_ns = known_ns if failure.kind in _ORDERLY else min(self._heard_ns, known_ns)
             self._outage = Outage(from_ns, judgement.cause)
+            self.feed.closed()
         elif self._outage is not None and self._outage.cause == "start":
             self._outage = Outage(self._outage.from_ns, judgement.cause)
         self._tell_down(judgement, now_ns)

@@ -44,6 +44,7 @@ class Tape:
 
     def closed(self) -> None:
         self.calls.append("closed")
+        self.stood_still_since_ns = None  # as the inbox forgets what it knew of the socket
 
     def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
         self.items.extend(items)
