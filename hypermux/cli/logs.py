@@ -23,7 +23,8 @@ class _Human(logging.Formatter):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = printable(record.getMessage(), MAX_LINE)
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            trace = self.formatException(record.exc_info).splitlines()
+            text = "\n".join([text, *(printable(line, MAX_LINE) for line in trace)])
         return f"{clock} {record.levelname.lower()} {text}"
 
 

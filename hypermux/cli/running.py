@@ -28,7 +28,7 @@ log = logging.getLogger("hypermux.run")
 
 EXIT_UNDELIVERED = 75
 # A closed terminal ends a program no less than Ctrl-C does.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 
 
 async def run_service(
@@ -60,7 +60,9 @@ async def _obey_signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Set `shutdown` at the first signal; end the process at the second, or when draining hangs."""
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
+    # What whoever started us chose to ignore stays ignored (nohup, a script's background job).
+    heeded = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+    with trio.open_signal_receiver(signal.SIGTERM, *heeded) as signals:
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_overdue, shutdown, at_exit)

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import queue
+import select
 import threading
 
 # Lines held for a reader of stderr that stands still: some hundred KiB.
@@ -48,15 +49,26 @@ class _Writer:
             self._thread.join(FINISH_S)
 
     def _run(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while True:
+            line = self._lines.get()
             if self._lost:
                 lost, self._lost = self._lost, 0
-                line = f"(stderr stood still: {lost} lines were left out here)\n{line}"
-            data = memoryview(f"{line}\n".encode("utf-8", "backslashreplace"))
-            # Without a stderr there is nobody to tell.
-            with contextlib.suppress(OSError):
-                while data:
-                    data = data[os.write(_STDERR, data) :]
+                _write(f"(stderr stood still: {lost} lines were left out here)")
+            if line is None:
+                return
+            _write(line)
+
+
+def _write(line: str) -> None:
+    rest = memoryview(f"{line}\n".encode("utf-8", "backslashreplace"))
+    # Without a stderr there is nobody to tell.
+    with contextlib.suppress(OSError):
+        while rest:
+            try:
+                rest = rest[os.write(_STDERR, rest) :]
+            except BlockingIOError:
+                # A terminal shared with a program that made it non-blocking.
+                select.select([], [_STDERR], [])
 
 
 _writer = _Writer()

@@ -10,7 +10,6 @@ import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import click
 import trio
@@ -27,7 +26,14 @@ from hypermux.config.settings import Settings
 from hypermux.core import lines, rendering
 from hypermux.core.filters import DOCKER_FIELDS, HYPER_FIELDS, FilterError, Filters
 from hypermux.core.selection import Selection, Selector
-from hypermux.downstream.console import Color, Formatter, Output, StdoutWriter, run_console
+from hypermux.downstream.console import (
+    Color,
+    Formatter,
+    Output,
+    Printer,
+    StdoutWriter,
+    run_console,
+)
 from hypermux.model.accounts import RegionSigning, Tls
 from hypermux.model.errors import DiskFault, Undelivered, UsageFault
 from hypermux.service import Service
@@ -35,13 +41,6 @@ from hypermux.service import Service
 log = logging.getLogger("hypermux.watch")
 
 PEM = click.Path(exists=True, dir_okay=False, readable=True)
-
-
-class Printer(Protocol):
-    """Turns blocks of record lines into what is written."""
-
-    def format(self, block: bytes) -> bytes:
-        """Return what to write for whole record lines."""
 
 
 @frozen
@@ -122,8 +121,10 @@ def command(
     """
     if sum([config is not None, bool(docker), addr is not None]) > 1:
         raise UsageFault("--config, --docker and --addr exclude each other")
-    if addr is None and (debug or access_key or secret_key_file or region or ca or insecure):
-        raise UsageFault("--access-key, --region, --ca, --insecure and --debug go with --addr")
+    if addr is None and (
+        debug or access_key or secret_key_file or region or ca or insecure or plain
+    ):
+        raise UsageFault("--access-key, --region, --ca, --insecure, --plain, --debug need --addr")
     if pretty and output not in (None, "pretty"):
         raise UsageFault("--pretty and -o exclude each other")
     if addr is not None:
@@ -182,6 +183,8 @@ def _serves(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
+        except PermissionError:
+            raise UsageFault(f"a service may run at {path}: this user cannot reach it") from None
         except OSError:
             return False
         return True

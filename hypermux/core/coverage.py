@@ -48,6 +48,11 @@ class SourceCoverage:
     cause: str | None = None
     last_at_ns: int = 0
 
+    @property
+    def in_outage(self) -> bool:
+        """Whether the journal tells of an outage that has not ended."""
+        return self.outage_from_ns is not None
+
 
 class _StoredSource(msgspec.Struct):
     account: str

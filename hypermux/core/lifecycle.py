@@ -20,10 +20,8 @@ from random import Random
 from attrs import define, field, frozen
 
 from hypermux.core import backoff
-from hypermux.core.verdicts import Judgement, Verdict, judge
+from hypermux.core.verdicts import Judgement, Verdict
 from hypermux.model.errors import HypermuxError
-
-__all__ = ["Judgement", "Lifecycle", "Pause", "State", "Verdict", "judge"]
 
 
 class State(StrEnum):

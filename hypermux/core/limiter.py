@@ -30,8 +30,6 @@ from hypermux.core.turns import Line, Pair, Place, Turns
 from hypermux.model.accounts import Cap, SourceId
 from hypermux.model.errors import HypermuxError
 
-__all__ = ["Allocator", "Gcra", "Rank"]
-
 # Long enough that a thousand sources connecting at the default rate never get here.
 PATIENCE_S = 120.0
 # How often to look who has waited that long: the look goes over all who wait.

@@ -29,7 +29,6 @@ Paint: TypeAlias = tuple[str, str]
 MAX_FIELD = 160
 # Tags are padded to the longest seen so far, up to this.
 MAX_TAG = 32
-_SHORT_ID = 12
 # What explains an event at a glance, in this order; dialect B's spelling beside Docker's.
 _TELLING = (
     ("exitCode", "exitCode"),

@@ -21,7 +21,7 @@ from attrs import define, evolve, field
 
 from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
-from hypermux.core.segments import Epoch, segment_name
+from hypermux.core.segments import Epoch, first_seqs, segment_name
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.opening import MANIFEST, Manifest, Opening, begin_segment
 from hypermux.downstream.storage import Appender, Lock, Storage, translated, write_all
@@ -117,11 +117,6 @@ class Journal:
         return self.manifest.epochs[-1].name
 
     @property
-    def new_epoch_began(self) -> bool:
-        """Whether this start began an epoch, and not because the journal is new."""
-        return self.epoch_reason is not None
-
-    @property
     def epochs(self) -> tuple[Epoch, ...]:
         """Every epoch, in the order they began; what `resolve_cursor` asks for."""
         return self.manifest.epochs
@@ -186,6 +181,13 @@ class Journal:
             self._broken = str(exc)
             raise
         return self.position
+
+    def look_for_removed(self) -> None:
+        """Notice old segments that an operator has removed: readers begin behind them."""
+        with translated(self.directory, "list"):
+            segments = first_seqs(self._storage.names(self.directory))
+        if segments:
+            self.first_seq = segments[0]
 
     def close(self) -> None:
         """Sync what is not synced and let the journal go. Raises DiskFault; closed it is."""

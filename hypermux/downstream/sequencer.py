@@ -5,8 +5,8 @@ commit it, and only then show it. What arrives during a commit is the next round
 
 How a socket is known to have been empty: every reader hands over what it read before it waits
 again, so a reader that has run since `drained` and did not fill its read buffer has left nothing
-older in its socket. Two passes of the scheduler after taking the time are enough for every
-reader whose socket was readable by then to have run.
+older in its socket. A few passes of the scheduler after taking the time are enough for every
+reader whose socket was readable by then to have run (`_pass_by_all`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hypermux.downstream.horizon import Horizon, Position
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.walk import BLOCK, RunSync
 from hypermux.model.accounts import SourceId
-from hypermux.model.records import Checkpoint, Event, Item, StateChange
+from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange
 
 log = logging.getLogger("hypermux.sequencer")
 
@@ -95,6 +95,8 @@ class Inbox:
     last_round_ns: int = 0
     busy: dict[SourceId, int] = field(factory=dict)
     closing: bool = False
+    # Gaps and states that are not in the journal yet: no checkpoint may reach past their `from`.
+    untold: dict[int, tuple[SourceId, Gap | StateChange]] = field(factory=dict)
     _queue: deque[Arrival] = field(factory=deque)
     _arrived: trio.Event = field(factory=trio.Event)
 
@@ -115,8 +117,7 @@ class Inbox:
             self.busy.pop(source, None)
         items = self.budget.admit(source, items, received_ns)
         if items:
-            self._queue.append(Delivery(source, items, received_ns))
-            self._arrived.set()
+            self._add(source, items, received_ns)
 
     def close(self, now_ns: int) -> None:
         """Take nothing more: the sequencer ends when it has written what is here."""
@@ -127,8 +128,14 @@ class Inbox:
     def tell_episodes(self, now_ns: int, *, all_of_them: bool = False) -> None:
         """Queue the gaps of the overflow episodes that are over."""
         for source, gap in self.budget.end_episodes(now_ns, all_of_them=all_of_them):
-            self._queue.append(Delivery(source, [gap], now_ns))
-            self._arrived.set()
+            self._add(source, [gap], now_ns)
+
+    def _add(self, source: SourceId, items: list[Item], received_ns: int) -> None:
+        for item in items:
+            if isinstance(item, (Gap, StateChange)):
+                self.untold[id(item)] = source, item
+        self._queue.append(Delivery(source, items, received_ns))
+        self._arrived.set()
 
     def take(self) -> deque[Arrival]:
         """Return all that is queued, in order of arrival."""
@@ -154,8 +161,6 @@ class Sequencer:
     run_sync: RunSync
     checkpoint_interval_s: float
     opening: list[StateChange] = field(factory=list)
-    recorded: int = 0
-    late: int = 0
     _encoder: Encoder = field(factory=Encoder)
     _checkpoint_at_s: float = 0.0
     _last_at_ns: int = 0
@@ -172,7 +177,7 @@ class Sequencer:
         while not self.inbox.closing:
             with trio.move_on_at(self._next_wake_s()):
                 await self.inbox.wait()
-            # Pace rounds, but never past a shutdown's wish to end.
+            # Rounds are paced; a shutdown waits MAX_ROUND_S for it at the most.
             await trio.sleep_until(next_round_s)
             await self._round()
             ended_s = trio.current_time()
@@ -218,6 +223,7 @@ class Sequencer:
         if now_s >= self._checkpoint_at_s:
             self._checkpoint_at_s = now_s + self.checkpoint_interval_s
             await self._write_own(Checkpoint(self._through_ns(drained_ns)))
+            await self.run_sync(self.journal.look_for_removed)
 
     def _take_arrivals(self) -> None:
         merger = self.merger
@@ -240,11 +246,20 @@ class Sequencer:
                     merger.push(source, item, None, received_ns, live=False)
 
     def _through_ns(self, drained_ns: int) -> int:
-        """Return the moment before which everything received is in the journal."""
-        held_since = self.merger.oldest_received_ns
+        """Return the moment before which everything received is in the journal.
+
+        After a crash the outage of a source that is up begins there: a loss or an outage that is
+        not yet written must not lie before it.
+        """
         moments = [drained_ns, *self.inbox.busy.values()]
+        held_since = self.merger.oldest_received_ns
         lost_since = self.inbox.budget.oldest_episode_ns
         moments += [since for since in (held_since, lost_since) if since is not None]
+        known = self.journal.coverage.sources
+        for source, item in self.inbox.untold.values():
+            # A further `down` of an outage that the journal knows changes nothing.
+            if item.from_ns is not None and not (source in known and known[source].in_outage):
+                moments.append(item.from_ns)
         return min(moments)
 
     async def _write(self, released: list[Released[Item]]) -> None:
@@ -275,10 +290,10 @@ class Sequencer:
             weights[source] = weights.get(source, 0) + weigh_one(item)
             durable = None
             seq += 1
-            self.late += r.late
         self._last_at_ns = max(self._last_at_ns, released[-1].at_ns)
         await self._commit_lines(b"".join(lines), first_seq, seq - 1, sources)
-        self.recorded += len(released)
+        for r in released if self.inbox.untold else ():
+            self.inbox.untold.pop(id(r.payload), None)
         for source, weight in weights.items():
             self.inbox.budget.release(source, weight)
 
@@ -316,6 +331,10 @@ class Sequencer:
 
 
 async def _pass_by_all() -> None:
-    """Let every task run that is ready now, or whose socket is readable now."""
-    await trio.lowlevel.checkpoint()
-    await trio.lowlevel.checkpoint()
+    """Let every task run that is ready now, or whose socket is readable now.
+
+    One pass finds the sockets that are readable, the second runs their readers; over TLS the
+    bytes come up through two more tasks' turns of the same reader.
+    """
+    for _ in range(4):
+        await trio.lowlevel.checkpoint()

@@ -16,7 +16,7 @@ from hypermux.core.lines import last_seq
 from hypermux.downstream.horizon import Horizon, Position
 from hypermux.model.errors import DamagedData
 
-# What a reader holds in memory. Larger reads win nothing (PERFORMANCE.md), and a thousand
+# What a reader holds in memory. Larger reads win nothing, and a thousand
 # readers of this size are 64 MiB. A longer record comes alone, whole.
 BLOCK = 64 * 1024
 

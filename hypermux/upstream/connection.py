@@ -87,8 +87,6 @@ class Counters:
 
     received: int = 0
     filtered: int = 0
-    dials: int = 0
-    opened: int = 0
 
 
 @define(eq=False)
@@ -137,7 +135,6 @@ class Connection:
 
     async def _attempt(self) -> Failure:
         self.lifecycle.dialing(trio.current_time())
-        self.counters.dials += 1
         self.observer.dialing(self.source)
         try:
             self._credential = await self.keys.get(self.source)
@@ -158,7 +155,6 @@ class Connection:
         """End the outage: one gap from its first moment to now, then `up`."""
         now_ns = self.clock.now_ns()
         self.lifecycle.opened(trio.current_time())
-        self.counters.opened += 1
         with self.gate.changing() as allocator:
             allocator.succeeded(self.source.id, trio.current_time())
         items: list[Item] = []
@@ -202,12 +198,13 @@ class Connection:
         judgement = judge(
             failure,
             secure=uses_tls(self.source.endpoint, self.source.tls) and self.source.tls.verify,
-            now_utc_ns=self.utc_ns(),
+            # The time that it was signed with: a clock that was mended meanwhile is skewed anew.
+            now_utc_ns=self.utc_ns() + round(self._sign_offset_s * 1e9),
             opened=was_up,
         )
         pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
         if judgement.offset_ns is not None:
-            self._sign_offset_s = judgement.offset_ns / 1e9
+            self._sign_offset_s += judgement.offset_ns / 1e9
         if pause.state is State.DENIED:
             self.keys.refused(self.source, self._credential)
             self._sign_offset_s = 0.0

@@ -107,7 +107,7 @@ class Transports:
 
 @define(eq=False)
 class Supervisor:
-    """Runs every source of a configuration; `connections` is there for status."""
+    """Runs every source of a configuration."""
 
     settings: Settings
     dialer: Dialer

@@ -9,14 +9,8 @@ import pytest
 from hypothesis import strategies as st
 
 from hypermux.core import verdicts
-from hypermux.core.lifecycle import (
-    TRANSITIONS,
-    Judgement,
-    Lifecycle,
-    State,
-    Verdict,
-    judge,
-)
+from hypermux.core.lifecycle import TRANSITIONS, Lifecycle, State
+from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.errors import Failure, FailureKind, HypermuxError
 
 S = 1_000_000_000

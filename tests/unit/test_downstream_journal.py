@@ -40,6 +40,11 @@ def open_journal(
     return Journal.open(directory, storage, how, new_epoch=new_epoch, now_ns=10**18, boot=boot)
 
 
+def began(journal: Journal) -> bool:
+    """Say whether this start began an epoch of an older journal."""
+    return journal.epoch_reason is not None
+
+
 def write(journal: Journal, count: int, now_s: float = 0.0) -> bytes:
     """Commit one batch as the sequencer does; return its bytes."""
     sources = journal.coverage.to_bytes() if journal.rotation_due else b""
@@ -72,7 +77,7 @@ def test_a_new_journal() -> None:
     storage = MemoryStorage()
     journal = open_journal(storage)
     assert (journal.next_seq, journal.durable_seq, journal.position.seq) == (1, 0, 0)
-    assert (journal.cut, journal.new_epoch_began, journal.first_seq) == (0, False, 1)
+    assert (journal.cut, began(journal), journal.first_seq) == (0, False, 1)
     names = {segment_name(1), sources_name(1), MANIFEST, "current.ndjson"}
     assert set(storage.names(HERE)) == names
     assert storage.target(HERE / "current.ndjson") == segment_name(1)
@@ -142,7 +147,7 @@ def test_commit_syncs_before_it_shows() -> None:
     storage.crash()
     again = open_journal(storage)
     assert read_all(again, storage) == data
-    assert not again.new_epoch_began
+    assert not began(again)
 
 
 def test_a_duration_spaces_syncs_and_shows_only_what_is_synced() -> None:
@@ -163,7 +168,7 @@ def test_a_duration_spaces_syncs_and_shows_only_what_is_synced() -> None:
     write(journal, 1, 105.0)
     storage.crash(keep=3)
     again = open_journal(storage, JournalSettings(fsync=2.0))
-    assert (again.position.seq, again.cut, again.new_epoch_began) == (5, 3, True)
+    assert (again.position.seq, again.cut, began(again)) == (5, 3, True)
 
 
 def test_never_shows_what_is_written_and_survives_a_kill() -> None:
@@ -173,14 +178,14 @@ def test_never_shows_what_is_written_and_survives_a_kill() -> None:
     assert (journal.position.seq, journal.durable_seq, storage.syncs) == (3, 0, 0)
     storage.kill()
     again = open_journal(storage, NEVER)
-    assert not again.new_epoch_began
+    assert not began(again)
     assert read_all(again, storage) == data
     assert again.durable_seq == 3
 
 
-@pytest.mark.parametrize(("boot", "clean", "began"), [("b2", 0, 1), ("", 0, 1), ("b2", 1, 0)])
+@pytest.mark.parametrize(("boot", "clean", "new"), [("b2", 0, 1), ("", 0, 1), ("b2", 1, 0)])
 def test_never_and_another_boot_begin_an_epoch_unless_stopped(
-    boot: str, clean: bool, began: bool
+    boot: str, clean: bool, new: bool
 ) -> None:
     storage = MemoryStorage()
     journal = open_journal(storage, NEVER)
@@ -189,18 +194,18 @@ def test_never_and_another_boot_begin_an_epoch_unless_stopped(
         journal.close()
     storage.crash()
     again = open_journal(storage, SMALL, boot)
-    assert again.new_epoch_began == bool(began)
+    assert began(again) == bool(new)
     assert again.next_seq == (4 if clean else 1)
     storage.kill()
     # The mark is gone with the mode.
-    assert not open_journal(storage, SMALL, "b3").new_epoch_began
+    assert not began(open_journal(storage, SMALL, "b3"))
 
 
 def test_two_unknown_boots_are_not_the_same() -> None:
     storage = MemoryStorage()
     open_journal(storage, NEVER, "")
     storage.crash()
-    assert open_journal(storage, NEVER, "").new_epoch_began
+    assert began(open_journal(storage, NEVER, ""))
 
 
 def test_writes_in_parts_are_one_write() -> None:
@@ -281,7 +286,7 @@ def test_every_byte_prefix_recovers_to_a_record_prefix() -> None:
         journal = open_journal(storage)
         assert journal.position.seq == whole
         assert read_all(journal, storage) == b"".join(lines[:whole])
-        assert journal.new_epoch_began == (journal.cut > 0)
+        assert began(journal) == (journal.cut > 0)
         torn = [p for p in storage.files if p.name.endswith(".torn")]
         if journal.cut:
             assert storage.read(torn[0]) == data[-journal.cut :]
@@ -297,7 +302,7 @@ def test_every_byte_prefix_recovers_to_a_record_prefix() -> None:
         again = open_journal(storage)
         assert again.coverage.to_bytes() == coverage
         assert again.position.seq == whole + 2
-        assert not again.new_epoch_began
+        assert not began(again)
 
 
 @given(st.lists(st.integers(1, 4), max_size=8), st.integers(0, 400), st.integers(0, 10))
@@ -350,12 +355,12 @@ def test_a_damaged_segment_moved_aside_begins_an_epoch() -> None:
     journal.close()
     storage.files[HERE / "aside"] = storage.files.pop(HERE / segment_name(6))
     again = open_journal(storage)
-    assert (again.next_seq, again.new_epoch_began) == (6, True)
+    assert (again.next_seq, began(again)) == (6, True)
     assert again.epoch_reason == f"{segment_name(6)} was taken away"
     assert again.epochs[-1].first_seq == 6
     write(again, 1)
     storage.kill()
-    assert not open_journal(storage).new_epoch_began
+    assert not began(open_journal(storage))
 
 
 def test_all_segments_moved_aside_begin_an_epoch() -> None:
@@ -365,7 +370,7 @@ def test_all_segments_moved_aside_begin_an_epoch() -> None:
     journal.close()
     del storage.files[HERE / segment_name(1)]
     again = open_journal(storage)
-    assert (again.next_seq, again.new_epoch_began, len(again.epochs)) == (1, True, 2)
+    assert (again.next_seq, began(again), len(again.epochs)) == (1, True, 2)
     assert again.epoch_reason == "there were no segments any more"
 
 
@@ -475,11 +480,11 @@ def test_on_a_real_disk(tmp_path: Path) -> None:
     with (directory / "current.ndjson").open("ab") as file:
         file.write(b"torn")
     again = open_journal(storage, directory=directory)
-    assert (again.cut, again.new_epoch_began) == (4, True)
+    assert (again.cut, began(again)) == (4, True)
     assert read_all(again, storage) == data
     assert write(again, 1)
     again.close()
-    assert not open_journal(storage, directory=directory).new_epoch_began
+    assert not began(open_journal(storage, directory=directory))
 
 
 def test_a_real_disk_says_what_is_wrong(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypermux.downstream.sequencer import Inbox, Sequencer
 from hypermux.downstream.storage import MemoryStorage
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DiskFault
-from hypermux.model.records import Event, Item
+from hypermux.model.records import Event, Gap, Item, StateChange
 
 T = TypeVar("T")
 START_NS = 1_700_000_000_000_000_000
@@ -152,3 +152,34 @@ async def test_a_failing_disk_ends_it(autojump_clock: trio.testing.MockClock) ->
     with pytest.raises(DiskFault, match="sync"):
         await bench.sequencer.run()
     assert bench.sequencer.horizon.position.seq == 0
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        StateChange("down", None, "retry", "silent", START_NS + 5 * 10**9),
+        Gap(START_NS + 5 * 10**9, START_NS + 9 * 10**9, "overflow", "proven", 7),
+    ],
+)
+async def test_a_checkpoint_does_not_reach_past_what_is_still_to_be_told(
+    autojump_clock: trio.testing.MockClock, item: Item
+) -> None:
+    bench = Bench()
+    inbox = bench.sequencer.inbox
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.sequencer.run)
+        feed = inbox.feed(A)
+        feed.opened()
+        feed.deliver([StateChange("up")], bench.clock.now_ns())
+        inbox.feed(B).opened()
+        await trio.sleep(9.995)
+        # It waits for B, and the checkpoint comes first.
+        feed.deliver([item], bench.clock.now_ns())
+        await trio.sleep(0.02)
+        (checkpoint,) = [r for r in bench.records if r["kind"] == "checkpoint"]
+        assert checkpoint["through"] <= "2023-11-14T22:13:25.000000000Z"
+        assert bench.records[-1] == checkpoint, "what it must not pass over is not written yet"
+        await trio.sleep(10)
+        checkpoint = [r for r in bench.records if r["kind"] == "checkpoint"][-1]
+        assert checkpoint["through"] > "2023-11-14T22:13:39"
+        inbox.close(bench.clock.now_ns())

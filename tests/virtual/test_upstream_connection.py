@@ -271,6 +271,16 @@ async def test_a_clock_that_is_off_is_corrected_once(
     assert refused.keys.refusals == 1
 
 
+async def test_a_clock_that_is_mended_meanwhile_is_corrected_anew(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow = fail(FailureKind.HTTP, 401, date_ns=1_600 * SECOND)
+    mended = fail(FailureKind.HTTP, 401, date_ns=1_010 * SECOND)
+    played = await play(slow, live(5, FailureKind.CLOSE, 1012), mended)
+    assert [round(offset, -1) for offset in played.script.offsets] == [0, 600, 600, 0]
+    assert played.keys.refusals == 0
+
+
 async def test_health_and_not_the_connection_resets_the_backoff(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
