@@ -117,7 +117,8 @@ def command(
 
     With none of them and no accounts file: the engine of DOCKER_HOST, or the default one. Where
     a service runs with that accounts file already, its stream is read instead. Nothing is kept
-    when it ends, but what --output FILE was given. Ctrl-C ends it.
+    when it ends, but what --output FILE was given. With --addr events are printed as received,
+    unless -o says otherwise. Ctrl-C ends it.
     """
     if sum([config is not None, bool(docker), addr is not None]) > 1:
         raise UsageFault("--config, --docker and --addr exclude each other")
