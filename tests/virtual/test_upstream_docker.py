@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 import trio.testing
-from attrs import define, evolve, field
+from attrs import evolve
+from transports import Heard, PairDialer, Server
 
 from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core.filters import Filters
-from hypermux.model.accounts import Endpoint, SourceId, Tls
+from hypermux.model.accounts import Endpoint, SourceId
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream.diverting import READ_SIZE
 from hypermux.upstream.docker import stream_docker
@@ -25,45 +25,6 @@ HEAD = (
     b"Date: Thu, 13 Oct 2016 16:22:54 GMT\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 EVENTS = [b'{"Type":"volume","Action":"create","n":%d,"s":"}{"}' % n for n in range(40)]
-
-Server = Callable[[trio.abc.Stream], Awaitable[None]]
-
-
-@define(eq=False)
-class Heard:
-    """A listener that writes everything down."""
-
-    log: list[str] = field(factory=list)
-    messages: list[bytes] = field(factory=list)
-    openings: list[Opened] = field(factory=list)
-    mores: list[bool] = field(factory=list)
-
-    def opened(self, opened: Opened) -> None:
-        self.openings.append(opened)
-        self.log.append("opened")
-
-    def heard(self) -> None:
-        self.log.append("heard")
-
-    def received(self, messages: list[bytes], *, more: bool) -> None:
-        assert self.openings
-        assert messages or (self.mores[-1] and not more)
-        self.log.append("received")
-        self.messages += messages
-        self.mores.append(more)
-
-
-@define(eq=False)
-class PairDialer:
-    nursery: trio.Nursery
-    server: Server
-    dialed: list[trio.abc.Stream] = field(factory=list)
-
-    async def dial(self, endpoint: Endpoint, tls: Tls) -> trio.abc.Stream:
-        ours, theirs = trio.testing.memory_stream_pair()
-        self.dialed.append(ours)
-        self.nursery.start_soon(self.server, theirs)
-        return ours
 
 
 async def run(server: Server, heard: Heard | None = None, *, source: Source = SOURCE) -> Failure:

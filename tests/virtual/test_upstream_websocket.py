@@ -16,7 +16,8 @@ import pytest
 import trio
 import trio.testing
 import trio_websocket
-from attrs import define, evolve, field
+from attrs import define, evolve
+from transports import Heard, PairDialer, Server
 
 from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core import signing
@@ -37,47 +38,6 @@ SOURCE = Source(
 )
 SETTINGS = ConnectionSettings(max_message_size=5000)
 NOW = 1_476_375_774.0
-
-Server = Callable[[trio.abc.Stream], Awaitable[None]]
-
-
-@define(eq=False)
-class Heard:
-    """A listener that writes everything down."""
-
-    log: list[str] = field(factory=list)
-    messages: list[bytes] = field(factory=list)
-    openings: list[Opened] = field(factory=list)
-    mores: list[bool] = field(factory=list)
-
-    def opened(self, opened: Opened) -> None:
-        self.openings.append(opened)
-        self.log.append("opened")
-
-    def heard(self) -> None:
-        self.log.append("heard")
-
-    def received(self, messages: list[bytes], *, more: bool) -> None:
-        assert self.openings
-        assert messages or (self.mores[-1] and not more)
-        self.log.append("received")
-        self.messages += messages
-        self.mores.append(more)
-
-
-@define(eq=False)
-class PairDialer:
-    """Dials one end of a memory stream pair whose other end `server` holds."""
-
-    nursery: trio.Nursery
-    server: Server
-    dialed: list[trio.abc.Stream] = field(factory=list)
-
-    async def dial(self, endpoint: Endpoint, tls: Tls) -> trio.abc.Stream:
-        ours, theirs = trio.testing.memory_stream_pair()
-        self.dialed.append(ours)
-        self.nursery.start_soon(self.server, theirs)
-        return ours
 
 
 async def run(
