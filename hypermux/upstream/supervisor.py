@@ -15,10 +15,12 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.limiter import Allocator
+from hypermux.core.pacing import Pacer
 from hypermux.model.accounts import Credential, CredentialSource, SourceId
 from hypermux.upstream.connection import Connection, Keys, Observer, Outage, Transport
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.pacing import PacedDialer
 from hypermux.upstream.transport import Dialer, Listener
 from hypermux.upstream.websocket import stream_websocket
 
@@ -69,6 +71,7 @@ class Transports:
     """The transport of each kind of upstream, over one dialer."""
 
     dialer: Dialer
+    pacer: Pacer
     settings: ConnectionSettings
     utc_ns: Callable[[], int]
     rng: random.Random
@@ -88,7 +91,7 @@ class Transports:
         await stream_websocket(
             source,
             credential,
-            dialer=self.dialer,
+            dialer=self._paced(source),
             listener=listener,
             settings=self.settings,
             now_utc_s=lambda: self.utc_ns() / 1e9 + sign_offset_s,
@@ -102,7 +105,12 @@ class Transports:
         listener: Listener,
         sign_offset_s: float,
     ) -> None:
-        await stream_docker(source, dialer=self.dialer, listener=listener, settings=self.settings)
+        await stream_docker(
+            source, dialer=self._paced(source), listener=listener, settings=self.settings
+        )
+
+    def _paced(self, source: Source) -> Dialer:
+        return PacedDialer(self.dialer, self.pacer, source.id.account)
 
 
 @define(eq=False)
@@ -122,19 +130,26 @@ class Supervisor:
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
         settings, limits = self.settings, self.settings.limits
-        gate = Gate(
-            Allocator(
-                max_connections=limits.max_connections,
-                connect_rate=limits.connect_rate,
-                connect_burst=limits.connect_burst,
-                per_account=limits.per_account,
-                per_endpoint=limits.per_endpoint,
-                account_caps=settings.account_caps,
-                now=trio.current_time(),
-            )
+        allocator = Allocator(
+            max_connections=limits.max_connections,
+            connect_rate=limits.connect_rate,
+            connect_burst=limits.connect_burst,
+            per_account=limits.per_account,
+            per_endpoint=limits.per_endpoint,
+            account_caps=settings.account_caps,
+            now=trio.current_time(),
         )
+        pacer = Pacer(
+            connect_rate=limits.connect_rate,
+            connect_burst=limits.connect_burst,
+            per_account=limits.per_account,
+            per_endpoint=limits.per_endpoint,
+            account_caps=settings.account_caps,
+            now=trio.current_time(),
+        )
+        gate = Gate(allocator)
         keys: Keys = KeyRing()
-        transports = Transports(self.dialer, settings.connection, self.utc_ns, self.rng)
+        transports = Transports(self.dialer, pacer, settings.connection, self.utc_ns, self.rng)
         backoff = settings.connection.backoff
         configured_ns = self.clock.now_ns()
         async with trio.open_nursery() as nursery:
