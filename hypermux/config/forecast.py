@@ -11,7 +11,7 @@ from attrs import frozen
 
 from hypermux.config.settings import Settings
 from hypermux.config.units import format_rate
-from hypermux.core.limiter import Allocator, Rank
+from hypermux.core.limiter import Rank
 from hypermux.model.accounts import SourceId
 
 # One for a subscriber's socket, one for the segment that it reads.
@@ -36,16 +36,7 @@ class Forecast:
 
 def forecast(settings: Settings) -> Forecast:
     """Return what starting `settings` would come to."""
-    limits = settings.limits
-    allocator = Allocator(
-        max_connections=limits.max_connections,
-        connect_rate=limits.connect_rate,
-        connect_burst=limits.connect_burst,
-        per_account=limits.per_account,
-        per_endpoint=limits.per_endpoint,
-        account_caps=settings.account_caps,
-        now=0.0,
-    )
+    allocator = settings.allocator(0.0)
     for source in settings.sources:
         allocator.request(source.id, source.endpoint.address, Rank.NEW, 0.0)
     now = ended = 0.0

@@ -9,6 +9,7 @@ from typing import Literal
 from attrs import Factory, field, frozen
 
 from hypermux.core.filters import Filters
+from hypermux.core.limiter import Allocator
 from hypermux.model.accounts import (
     Cap,
     CredentialSource,
@@ -145,6 +146,19 @@ class Settings:
     def sources(self) -> tuple[Source, ...]:
         """Every source of every enabled account, in the order of the file."""
         return tuple(s for a in self.accounts if a.enabled for s in a.sources)
+
+    def allocator(self, now: float) -> Allocator:
+        """Return the limits at work, from `now` on (monotonic seconds)."""
+        limits = self.limits
+        return Allocator(
+            max_connections=limits.max_connections,
+            connect_rate=limits.connect_rate,
+            connect_burst=limits.connect_burst,
+            per_account=limits.per_account,
+            per_endpoint=limits.per_endpoint,
+            account_caps=self.account_caps,
+            now=now,
+        )
 
     @property
     def account_caps(self) -> Mapping[str, Cap]:

@@ -25,6 +25,7 @@ from math import inf
 from attrs import frozen
 
 from hypermux.core import rates
+from hypermux.core.pacing import Pacer
 from hypermux.core.rates import Gcra
 from hypermux.core.turns import Line, Pair, Place, Turns
 from hypermux.model.accounts import Cap, SourceId
@@ -92,6 +93,17 @@ class Allocator:
         self._last_line: dict[SourceId, Line] = {}
         self._holding: dict[SourceId, deque[Line]] = {}
         self._turns = Turns(now)
+
+    def pacer(self, now: float) -> Pacer:
+        """Return what holds requests on the wire to the same rates; see `core.pacing`."""
+        return Pacer(
+            connect_rate=self._cap.connect_rate,
+            connect_burst=self._burst,
+            per_account=self._per_account,
+            per_endpoint=self._per_endpoint,
+            account_caps=self._account_caps,
+            now=now,
+        )
 
     @property
     def waiting(self) -> int:

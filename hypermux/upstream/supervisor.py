@@ -14,7 +14,6 @@ from hypermux.config.settings import ConnectionSettings, Settings, Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
-from hypermux.core.limiter import Allocator
 from hypermux.core.pacing import Pacer
 from hypermux.model.accounts import Credential, CredentialSource, SourceId
 from hypermux.upstream.connection import Connection, Keys, Observer, Outage, Transport
@@ -129,24 +128,10 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
-        settings, limits = self.settings, self.settings.limits
-        allocator = Allocator(
-            max_connections=limits.max_connections,
-            connect_rate=limits.connect_rate,
-            connect_burst=limits.connect_burst,
-            per_account=limits.per_account,
-            per_endpoint=limits.per_endpoint,
-            account_caps=settings.account_caps,
-            now=trio.current_time(),
-        )
-        pacer = Pacer(
-            connect_rate=limits.connect_rate,
-            connect_burst=limits.connect_burst,
-            per_account=limits.per_account,
-            per_endpoint=limits.per_endpoint,
-            account_caps=settings.account_caps,
-            now=trio.current_time(),
-        )
+        settings = self.settings
+        now = trio.current_time()
+        allocator = settings.allocator(now)
+        pacer = allocator.pacer(now)
         gate = Gate(allocator)
         keys: Keys = KeyRing()
         transports = Transports(self.dialer, pacer, settings.connection, self.utc_ns, self.rng)
