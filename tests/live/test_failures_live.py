@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Emulator, Place, emulator, end, place, service, verify, wait_until
+from processes import (
+    HYPERMUX,
+    Emulator,
+    Place,
+    emulator,
+    end,
+    place,
+    process,
+    service,
+    verify,
+    wait_until,
+)
 
 from hypermux.emulator.control import call
 
@@ -151,3 +164,23 @@ def test_a_wrong_key_is_denied_and_its_neighbours_run(tmp_path: Path) -> None:
         answers = [json.loads(line) for line in emulated.accept_log.read_text().splitlines()]
         assert [a["answer"] for a in answers if a["account"] == "acct-001"] == [401]
         assert verify(where, emulated).returncode == 0
+
+
+def test_a_stderr_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
+    with emulator(
+        tmp_path, "--accounts", "2", "--regions", "east,west", "--rate", "50"
+    ) as emulated:
+        where = place(tmp_path, emulated.accounts, PATIENT, '[log]\nlevel = "debug"')
+        reading, writing = os.pipe()
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(writing, b"x" * 4096)
+        command = [*HYPERMUX, "run", "-c", str(where.config)]
+        with process(*command, stderr=writing) as child:
+            os.close(writing)
+            wait_until(lambda: len(of(where, "state", state="up")) == 4, "all are up")
+            for _ in range(3):
+                ups = len(of(where, "state", state="up"))
+                call(emulated.control, {"op": "drop"})
+                wait_until(lambda ups=ups: len(of(where, "state", state="up")) >= ups + 4, "back")  # type: ignore[misc]
+            assert end(child) == 0
+        os.close(reading)
