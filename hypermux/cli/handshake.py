@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from hypermux.core import signing
 from hypermux.core.signing import Signed
-from hypermux.model.accounts import Credential, Endpoint, Tls
+from hypermux.model.accounts import Endpoint, Tls
 from hypermux.model.errors import UsageFault
 
 _HTTP_SCHEMES = {"ws": "http", "wss": "https"}
@@ -24,21 +24,6 @@ def check_region(region: str) -> None:
     usable = region.isascii() and region.isprintable() and not any(c in region for c in " ,/")
     if not region or not usable:
         raise UsageFault(f"--region {region!r}: a region is a name such as us-west-1")
-
-
-def sign_upgrade(
-    endpoint: Endpoint, query: str, *, credential: Credential, region: str, now_utc_s: float
-) -> Signed:
-    """Sign the request that opens `endpoint` with a percent-encoded query, as of `now_utc_s`."""
-    return signing.sign(
-        method="GET",
-        host=endpoint.netloc,
-        path=signing.wire_path(endpoint.path),
-        raw_query=query,
-        credential=credential,
-        region=region,
-        now_utc_s=now_utc_s,
-    )
 
 
 def url_with_query(endpoint: Endpoint, query: str, *, scheme: str | None = None) -> str:

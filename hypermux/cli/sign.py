@@ -10,10 +10,11 @@ from typing import Literal
 import click
 
 from hypermux.cli import handshake, watching
+from hypermux.cli.filtering import read_filters
 from hypermux.cli.keys import credential_source, key_options
 from hypermux.config import credentials
 from hypermux.core import signing
-from hypermux.core.filters import HYPER_FIELDS, FilterError, Filters
+from hypermux.core.filters import HYPER_FIELDS
 from hypermux.model.accounts import Endpoint, RegionSigning, Tls
 from hypermux.model.errors import UsageFault
 
@@ -74,10 +75,10 @@ def command(
     if region is None:
         region = watching.region_of(endpoint.host)
     handshake.check_region(region)
-    query = _parse_filters(filters).query()
+    query = read_filters(filters, HYPER_FIELDS).query()
     now_utc_s = time.time() if date is None else _parse_date(date)
     credential = credentials.load(credential_source(access_key, secret_key_file), file="sign")
-    signed = handshake.sign_upgrade(
+    signed = signing.sign_upgrade(
         endpoint, query, credential=credential, region=region, now_utc_s=now_utc_s
     )
     tls = Tls(verify=not insecure, ca=None if ca is None else os.path.abspath(ca))
@@ -101,13 +102,6 @@ def _render(form: Format, endpoint: Endpoint, query: str, signed: signing.Signed
         "headers": dict(signed.headers),
     }
     return json.dumps(tree, indent=2)
-
-
-def _parse_filters(flags: tuple[str, ...]) -> Filters:
-    try:
-        return Filters.parse_flags(flags, fields=HYPER_FIELDS)
-    except FilterError as error:
-        raise UsageFault(f"--filter: {error}") from None
 
 
 def _parse_date(text: str) -> float:

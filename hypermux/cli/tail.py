@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
+from hypermux.cli.filtering import read_filters
 from hypermux.cli.printing import make_formatter, notice, printing_options
 from hypermux.config import accounts_file
 from hypermux.config.units import UnitError, parse_duration
-from hypermux.core.filters import FilterError, Filters
 from hypermux.core.lines import moment_ns
 from hypermux.downstream.console import Color, Output, Printer, StdoutWriter
 from hypermux.downstream.follow import follow
@@ -72,10 +72,7 @@ def command(
         if moment is not None:
             request[key] = _moment(key, moment)
     if filters:
-        try:
-            request["filters"] = Filters.parse_flags(filters).encode()
-        except FilterError as error:
-            raise UsageFault(f"--filter: {error}") from None
+        request["filters"] = read_filters(filters).encode()
     if accounts:
         request["accounts"] = list(accounts)
     if regions:

@@ -16,6 +16,7 @@ import trio
 from attrs import define, evolve, frozen
 
 from hypermux.cli import handshake, watching
+from hypermux.cli.filtering import read_filters
 from hypermux.cli.keys import credential_source, key_options
 from hypermux.cli.logs import configure
 from hypermux.cli.printing import make_formatter, notice, printing_options
@@ -24,7 +25,7 @@ from hypermux.cli.tail import print_records
 from hypermux.config import accounts_file, credentials
 from hypermux.config.settings import Settings
 from hypermux.core import lines, rendering
-from hypermux.core.filters import DOCKER_FIELDS, HYPER_FIELDS, FilterError, Filters
+from hypermux.core.filters import DOCKER_FIELDS, HYPER_FIELDS
 from hypermux.core.selection import Selection, Selector
 from hypermux.downstream.console import (
     Color,
@@ -140,14 +141,14 @@ def command(
             region,
             keys,
             tls=Tls(verify=not insecure, ca=None if ca is None else os.path.abspath(ca)),
-            filters=_filters(filters, HYPER_FIELDS),
+            filters=read_filters(filters, HYPER_FIELDS),
             region_signing=region_signing,
         )
         raw = make_formatter(output or "raw", color)
         _watch(settings, PrettyEvents(raw) if pretty else raw, file, debug=debug)
         return
     formatter = make_formatter("pretty" if pretty else output, color)
-    selected = _filters(filters, DOCKER_FIELDS)
+    selected = read_filters(filters, DOCKER_FIELDS)
     found = None if docker else config or accounts_file.find()
     if found is None:
         hosts = docker or [watching.default_docker()]
@@ -170,13 +171,6 @@ def command(
     if not settings.sources:
         raise UsageFault(f"{settings.file} has no enabled account")
     _run_ephemeral(settings, printer, file, None)
-
-
-def _filters(flags: tuple[str, ...], fields: frozenset[str]) -> Filters:
-    try:
-        return Filters.parse_flags(flags, fields=fields)
-    except FilterError as error:
-        raise UsageFault(f"--filter: {error}") from None
 
 
 def _serves(path: Path) -> bool:

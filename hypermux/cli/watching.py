@@ -13,7 +13,7 @@ from hypermux.cli import handshake, stderr
 from hypermux.config import credentials
 from hypermux.config.settings import Account, Settings, SocketSettings, Source
 from hypermux.core.filters import Filters
-from hypermux.core.signing import DEFAULT_REGION, legacy_region
+from hypermux.core.signing import DEFAULT_REGION, sign_upgrade
 from hypermux.core.verdicts import Judgement, Verdict
 from hypermux.core.wording import printable
 from hypermux.model.accounts import (
@@ -186,13 +186,10 @@ def _debug_lines(source: Source) -> str:
     """Return the handshake as command lines, between marker lines; they let in for 5 minutes."""
     assert source.credential is not None
     query, endpoint = source.filters.query(), source.endpoint
-    region = source.id.region
-    if source.region_signing == "legacy":
-        region = legacy_region(endpoint.address)
     credential = credentials.load(source.credential)
     now_utc_s = time.time()
-    signed = handshake.sign_upgrade(
-        endpoint, query, credential=credential, region=region, now_utc_s=now_utc_s
+    signed = sign_upgrade(
+        endpoint, query, credential=credential, region=source.signing_region, now_utc_s=now_utc_s
     )
     curl = handshake.curl_command(endpoint, query, signed, tls=source.tls)
     wscat = handshake.wscat_command(endpoint, query, signed, tls=source.tls)

@@ -10,6 +10,7 @@ from attrs import Factory, field, frozen
 
 from hypermux.core.filters import Filters
 from hypermux.core.limiter import Allocator
+from hypermux.core.signing import legacy_region
 from hypermux.model.accounts import (
     Cap,
     CredentialSource,
@@ -35,6 +36,13 @@ class Source:
     tls: Tls = Factory(Tls)
     region_signing: RegionSigning = "explicit"
     exclude_events: tuple[str, ...] = ()
+
+    @property
+    def signing_region(self) -> str:
+        """The region that requests are signed for."""
+        if self.region_signing == "legacy":
+            return legacy_region(self.endpoint.address)
+        return self.id.region
 
 
 @frozen

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from attrs import field, frozen
 
-from hypermux.model.accounts import Credential
+from hypermux.model.accounts import Credential, Endpoint
 
 ALGORITHM = "HYPER-HMAC-SHA256"
 DEFAULT_REGION = "us-west-1"
@@ -165,3 +165,18 @@ def sign(
 
 def _belongs(name: str) -> bool:
     return name == "content-md5" or name.startswith("x-hyper-")
+
+
+def sign_upgrade(
+    endpoint: Endpoint, query: str, *, credential: Credential, region: str, now_utc_s: float
+) -> Signed:
+    """Sign the request that opens `endpoint` with a percent-encoded query, as of `now_utc_s`."""
+    return sign(
+        method="GET",
+        host=endpoint.netloc,
+        path=wire_path(endpoint.path),
+        raw_query=query,
+        credential=credential,
+        region=region,
+        now_utc_s=now_utc_s,
+    )

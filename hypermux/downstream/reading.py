@@ -18,7 +18,9 @@ from hypermux.downstream.storage import Slice, Storage, translated
 from hypermux.model.errors import DamagedData
 from hypermux.model.records import Cursor
 
-# What a unix socket takes well at once; reads over 128 KiB cost three times as much per byte.
+# What a reader holds in memory: a thousand readers of this size are 64 MiB. It is what a unix
+# socket takes well at once; reads over 128 KiB cost three times as much per byte. A longer record
+# comes alone, whole.
 BLOCK = 64 * 1024
 _SCAN = 128 * 1024
 

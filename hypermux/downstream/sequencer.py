@@ -24,7 +24,8 @@ from hypermux.core.merging import Merger, Released
 from hypermux.core.recording import Encoder
 from hypermux.downstream.horizon import Horizon, Position
 from hypermux.downstream.journal import Journal
-from hypermux.downstream.walk import BLOCK, RunSync
+from hypermux.downstream.reading import BLOCK
+from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange
 

@@ -14,11 +14,8 @@ from attrs import define, field
 
 from hypermux.core.lines import last_seq
 from hypermux.downstream.horizon import Horizon, Position
+from hypermux.downstream.reading import BLOCK
 from hypermux.model.errors import DamagedData
-
-# What a reader holds in memory. Larger reads win nothing, and a thousand
-# readers of this size are 64 MiB. A longer record comes alone, whole.
-BLOCK = 64 * 1024
 
 T = TypeVar("T")
 

@@ -124,7 +124,6 @@ class Supervisor:
     observer: Observer
     feed: Callable[[SourceId], Feed]
     outages: Mapping[SourceId, Outage]
-    connections: dict[SourceId, Connection] = field(factory=dict)
 
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
@@ -146,7 +145,7 @@ class Supervisor:
                     reset_after_s=backoff.reset_after_s,
                     rng=self.rng,
                 )
-                connection = self.connections[source.id] = Connection(
+                connection = Connection(
                     source=source,
                     gate=gate,
                     feed=self.feed(source.id),

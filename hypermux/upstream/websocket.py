@@ -73,16 +73,11 @@ class _Request:
         path = signing.wire_path(endpoint.path)
         query = source.filters.query()
         self.resource = f"{path}?{query}" if query else path
-        region = source.id.region
-        if source.region_signing == "legacy":
-            region = signing.legacy_region(endpoint.address)
-        signed = signing.sign(
-            method="GET",
-            host=self.host,
-            path=path,
-            raw_query=query,
+        signed = signing.sign_upgrade(
+            endpoint,
+            query,
             credential=credential,
-            region=region,
+            region=source.signing_region,
             now_utc_s=now_utc_s,
         )
         if not all(value.isascii() and value.isprintable() for _, value in signed.headers):

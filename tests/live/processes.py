@@ -125,14 +125,17 @@ def place(directory: Path, include: Path | None, *more: str) -> Place:
     return Place(config, state, socket_path, directory / "service.log")
 
 
-FAST = """\
+LIMITS = """\
 [limits]
 connect_rate = "200/s"
 connect_burst = 5
 per_account = { connect_rate = "200/s" }
 per_endpoint = { connect_rate = "200/s" }
+"""
+FAST = f"""\
+{LIMITS}
 [connection]
-backoff = { min = "50ms", max = "500ms" }"""
+backoff = {{ min = "50ms", max = "500ms" }}"""
 
 
 @contextmanager

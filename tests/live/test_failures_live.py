@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from processes import (
     HYPERMUX,
+    LIMITS,
     Emulator,
     Place,
     emulator,
@@ -29,16 +30,12 @@ from hypermux.emulator.control import call
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
-PATIENT = """\
-[limits]
-connect_rate = "200/s"
-connect_burst = 5
-per_account = { connect_rate = "200/s" }
-per_endpoint = { connect_rate = "200/s" }
+PATIENT = f"""\
+{LIMITS}
 [connection]
 ping_interval = "500ms"
 pong_timeout = "500ms"
-backoff = { min = "50ms", max = "200ms" }"""
+backoff = {{ min = "50ms", max = "200ms" }}"""
 
 
 @contextmanager

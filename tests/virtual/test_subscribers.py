@@ -19,10 +19,9 @@ from hypermux.core.recording import Encoder
 from hypermux.core.segments import segment_name
 from hypermux.downstream.horizon import Horizon, Position
 from hypermux.downstream.peer import Peer
-from hypermux.downstream.reading import JournalReader
+from hypermux.downstream.reading import BLOCK, JournalReader
 from hypermux.downstream.storage import DiskStorage
 from hypermux.downstream.subscribers import Subscribers
-from hypermux.downstream.walk import BLOCK
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DamagedData
 from hypermux.model.records import Checkpoint, Cursor, Event
