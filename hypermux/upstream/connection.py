@@ -23,9 +23,10 @@ from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
 from hypermux.core.verdicts import Judgement, Verdict, judge
-from hypermux.model.accounts import Credential, uses_tls
+from hypermux.model.accounts import Credential
 from hypermux.model.errors import ConfigurationFault, ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event, Gap, Item, StateChange
+from hypermux.upstream.dialing import trust_of
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.transport import Listener, Opened
 
@@ -197,7 +198,7 @@ class Connection:
         was_up = self._outage is None
         judgement = judge(
             failure,
-            secure=uses_tls(self.source.endpoint, self.source.tls) and self.source.tls.verify,
+            secure=trust_of(self.source.endpoint, self.source.tls) == "verified",
             # The time that it was signed with: a clock that was mended meanwhile is skewed anew.
             now_utc_ns=self.utc_ns() + round(self._sign_offset_s * 1e9),
             opened=was_up,
