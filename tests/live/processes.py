@@ -105,9 +105,10 @@ class Place:
 
     @property
     def lines(self) -> list[bytes]:
-        """Every line of the journal."""
+        """Every whole line of the journal; the last may just be being written."""
         files = sorted((self.state / "journal").glob("[0-9]*.ndjson"))
-        return [line for file in files for line in file.read_bytes().splitlines(keepends=True)]
+        lines = [line for file in files for line in file.read_bytes().splitlines(keepends=True)]
+        return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
 
 
 def place(directory: Path, include: Path | None, *more: str) -> Place:
