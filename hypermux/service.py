@@ -40,9 +40,10 @@ from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Failure, Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
-from hypermux.upstream.connection import Observer, Outage
+from hypermux.upstream.connection import Observer
 from hypermux.upstream.dialing import SocketDialer
 from hypermux.upstream.supervisor import Supervisor
+from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer
 
 log = logging.getLogger("hypermux.service")

@@ -59,6 +59,7 @@ class FrameSplitter:
 
     max_message_size: int
     ended: Failure | None = None
+    pongs: list[bytes] = field(factory=list)  # payloads of the last call's, in order
     _held: bytearray = field(factory=bytearray)  # the start of an unfinished frame
     _need: int = 0  # bytes that _held must have before looking at it again is of use
     _fragments: bytearray | None = None  # of the message under way; its beginning, when oversize
@@ -68,6 +69,8 @@ class FrameSplitter:
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         """Take bytes; return the messages that they complete, and the control frames."""
+        if self.pongs:
+            self.pongs.clear()
         if self.ended is not None:
             return [], b""
         if self._held:
@@ -121,6 +124,8 @@ class FrameSplitter:
                 if first & _OPCODE == _CLOSE:
                     self.ended = _closed(data[start:stop])
                     return messages, bytes(control)
+                if first & _OPCODE == _PONG:
+                    self.pongs.append(data[start:stop])
             else:
                 self._join(first, data[start:stop], messages)
                 fragmented = self._fragments

@@ -25,10 +25,11 @@ from wsproto.frame_protocol import FrameProtocol
 from hypermux.core.frames import FrameSplitter
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream import answers, faults
-from hypermux.upstream.transport import Listener, Opened, Trust
+from hypermux.upstream.transport import Control, Listener, Opened, Trust
 
 # Reads over 128 KiB cost three times as much each.
 READ_SIZE = 65536
+_PING_SIZE = 8
 _WHO = "the server"
 
 
@@ -51,12 +52,18 @@ def unread(stream: trio.abc.Stream, got: int) -> bool:
 
 @define(eq=False)
 class DivertingStream(trio.abc.Stream):
-    """Reads `raw` for the library. The listener hears of the opening once the library accepted."""
+    """Reads `raw` for the library. The listener hears of the opening once the library accepted.
+
+    Pings are sent here too, each with its number as payload. A peer may leave out the pongs of all
+    but the last of several pings (RFC 6455 section 5.5.3), so a pong answers the earlier ones as
+    well. For the health of a connection any byte is an answer.
+    """
 
     raw: trio.abc.Stream
     listener: Listener
     splitter: FrameSplitter
     trust: Trust
+    control: Control | None = None
     opened: bool = False
     answered: trio.Event = field(factory=trio.Event)
     refusal: answers.Refusal | None = None  # as soon as its head is known: time may run out
@@ -65,6 +72,9 @@ class DivertingStream(trio.abc.Stream):
     _sending: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
     _torn: bool = False  # a frame was sent in part: nothing can follow it
     _more: bool = False  # what the listener was last told
+    _pinged: int = 0  # the number of the last ping
+    _ponged: int = 0  # the greatest number that came back
+    _pong: trio.Event = field(factory=trio.Event)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return the 101, then control frames; raises ConnectionFailed at the end, never b""."""
@@ -82,6 +92,8 @@ class DivertingStream(trio.abc.Stream):
             if messages or (self._more and not more):
                 self._more = more
                 self.listener.received(messages, more=more)
+            if self.splitter.pongs:
+                self._take_pongs()
             if control:
                 return control
         raise ConnectionFailed(self.splitter.ended)
@@ -109,7 +121,9 @@ class DivertingStream(trio.abc.Stream):
                     rest = http.trailing_data[0]
                     if event.status_code == 101:
                         self._rest = rest
-                        self._upgraded = Opened(answers.date_ns(event.headers), self.trust)
+                        self._upgraded = Opened(
+                            answers.date_ns(event.headers), self.trust, self.control
+                        )
                         return bytes(seen[: len(seen) - len(rest)])
                     seen = bytearray(rest)  # 100, 103: the real answer is still to come
             except h11.RemoteProtocolError as exc:
@@ -152,10 +166,35 @@ class DivertingStream(trio.abc.Stream):
         It does not go through the library, which remembers each ping until its own pong comes.
         """
         self.answered = trio.Event()
+        await self._send_ping()
+        await self.answered.wait()
+
+    async def ping_through(self) -> None:
+        """Send a ping and return when it is answered: all sent before has been handed over.
+
+        Does not return when the connection ends.
+        """
+        number = await self._send_ping()
+        while self._ponged < number:
+            await self._pong.wait()
+
+    async def _send_ping(self) -> int:
+        self._pinged += 1
+        number = self._pinged
+        payload = number.to_bytes(_PING_SIZE, "big")
         # Of a failure to send, the reader is about to find the reason, and tells it better.
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.send_all(FrameProtocol(client=True, extensions=[]).ping())
-        await self.answered.wait()
+            await self.send_all(FrameProtocol(client=True, extensions=[]).ping(payload))
+        return number
+
+    def _take_pongs(self) -> None:
+        """Note the numbers that came back. A pong that nobody asked for has none of ours."""
+        for payload in self.splitter.pongs:
+            number = int.from_bytes(payload, "big") if len(payload) == _PING_SIZE else 0
+            if self._ponged < number <= self._pinged:
+                self._ponged = number
+                self._pong.set()
+                self._pong = trio.Event()
 
     async def close(self, code: int) -> None:
         """Send a close frame if one may still be sent; never raises."""

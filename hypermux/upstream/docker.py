@@ -89,6 +89,7 @@ class _Events:
             headers=[("Host", "docker" if local else endpoint.netloc), ("User-Agent", "hypermux")],
         )
         sent = (self.http.send(request) or b"") + (self.http.send(h11.EndOfMessage()) or b"")
+        self.listener.asking()
         # The engine may have refused before it read the request: see what it said.
         with contextlib.suppress(trio.BrokenResourceError):
             await self.stream.send_all(sent)

@@ -16,10 +16,12 @@ from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.pacing import Pacer
 from hypermux.model.accounts import Credential, CredentialSource, SourceId
-from hypermux.upstream.connection import Connection, Keys, Observer, Outage, Transport
+from hypermux.upstream.connection import Connection, Observer
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.link import Keys, Transport
 from hypermux.upstream.pacing import PacedDialer
+from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer, Listener
 from hypermux.upstream.websocket import stream_websocket
 

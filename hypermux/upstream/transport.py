@@ -9,23 +9,44 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from hypermux.model.accounts import Endpoint, Tls
 
 Trust = Literal["verified", "unverified", "off"]
 
 
+class Control(Protocol):
+    """What an open connection can be told to do, beside being cancelled."""
+
+    async def ping(self) -> None:
+        """Return when the peer has answered a ping sent now.
+
+        All that it sent before its answer has been handed over by then. Does not return on a
+        connection that ends.
+        """
+
+    def close(self) -> None:
+        """Say goodbye; what the peer still sends is read to the end, which comes soon."""
+
+
 @frozen
 class Opened:
-    """An accepted connection: the server's `Date` (ns since 1970) if it sent one, and its TLS."""
+    """An accepted connection: the server's `Date` (ns since 1970) if it sent one, and its TLS.
+
+    `control` is there where the protocol has a ping and a goodbye.
+    """
 
     date_ns: int | None
     trust: Trust
+    control: Control | None = field(default=None, eq=False, repr=False)
 
 
 class Listener(Protocol):
     """Hears of one connection's life. No call waits or raises."""
+
+    def asking(self) -> None:
+        """The request is about to be sent: from now on events may count for this connection."""
 
     def opened(self, opened: Opened) -> None:
         """The server accepted: events may come."""

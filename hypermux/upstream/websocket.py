@@ -15,6 +15,7 @@ import h11
 import trio
 import trio_websocket
 import wsproto.utilities
+from attrs import define, field
 
 from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core import signing
@@ -28,6 +29,9 @@ from hypermux.upstream.transport import Dialer, Listener
 
 # A goodbye is a courtesy: it may not hold up a shutdown for longer.
 GOODBYE_S = 1.0
+# After our own goodbye in the middle of things: how long the server may take to say its own and
+# to send what it had on its way.
+PARTING_S = 5.0
 # How long the reader may still look for a better reason after a failed write.
 _REASON_S = 1.0
 _GOODBYES = {FailureKind.PROTOCOL: 1002, FailureKind.SILENT: None}
@@ -51,9 +55,11 @@ async def stream_websocket(
     raw = await dialer.dial(source.endpoint, source.tls)
     trust = dialing.trust_of(source.endpoint, source.tls)
     stream = DivertingStream(raw, listener, FrameSplitter(settings.max_message_size), trust)
+    control = stream.control = _Control(stream)
     goodbye: int | None = 1000
     try:
-        await _converse(stream, _Request(source, credential, now_utc_s()), settings, rng)
+        request = _Request(source, credential, now_utc_s())
+        await _converse(stream, control, request, settings, rng)
     except ConnectionFailed as failed:
         goodbye = _GOODBYES.get(failed.failure.kind)
         raise
@@ -62,6 +68,22 @@ async def stream_websocket(
             with trio.move_on_after(GOODBYE_S, shield=True):
                 await stream.close(goodbye)
         await trio.aclose_forcefully(raw)
+
+
+@define(eq=False)
+class _Control:
+    """What the source's task can have an open connection do."""
+
+    stream: DivertingStream
+    parting: trio.Event = field(factory=trio.Event)
+
+    async def ping(self) -> None:
+        """See `Control`."""
+        await self.stream.ping_through()
+
+    def close(self) -> None:
+        """See `Control`."""
+        self.parting.set()
 
 
 class _Request:
@@ -88,6 +110,7 @@ class _Request:
 
 async def _converse(
     stream: DivertingStream,
+    control: _Control,
     request: _Request,
     settings: ConnectionSettings,
     rng: random.Random,
@@ -98,6 +121,7 @@ async def _converse(
         async with trio.open_nursery() as nursery:
             websocket = await _upgrade(nursery, stream, request, settings.dial_timeout_s)
             nursery.start_soon(_keep_pinging, stream, settings, rng)
+            nursery.start_soon(_part, stream, control)
             await _wait_closed(websocket, stream)
     except BaseExceptionGroup as group:
         failure = _first_cause(group)
@@ -110,6 +134,7 @@ async def _converse(
 async def _upgrade(
     nursery: trio.Nursery, stream: DivertingStream, request: _Request, timeout_s: float
 ) -> trio_websocket.WebSocketConnection:
+    stream.listener.asking()
     with trio.move_on_after(timeout_s):
         return await trio_websocket.wrap_client_stream(
             nursery,
@@ -155,6 +180,16 @@ async def _keep_pinging(
         if not stream.answered.is_set():
             text = f"the server did not answer a ping within {settings.pong_timeout_s:g} s"
             raise ConnectionFailed(Failure(FailureKind.SILENT, text))
+
+
+async def _part(stream: DivertingStream, control: _Control) -> NoReturn:
+    """Say goodbye when told to; the reader goes on to the server's own, which ends it."""
+    await control.parting.wait()
+    await stream.close(1000)
+    await trio.sleep(PARTING_S)
+    raise ConnectionFailed(
+        Failure(FailureKind.CLOSE, "the server did not answer our goodbye", 1000)
+    )
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> ConnectionFailed | None:

@@ -38,6 +38,8 @@ class Heard:
     failure: Failure | None = None
     changed: trio.Event = field(factory=trio.Event)
 
+    def asking(self) -> None: ...
+
     def opened(self, opened: Opened) -> None:
         self.openings.append(opened)
         self._change()

@@ -410,6 +410,8 @@ async def test_a_full_read_asks_the_socket_whether_that_was_all() -> None:
 class Quiet:
     """A listener for connections that never open."""
 
+    def asking(self) -> None: ...
+
     def opened(self, opened: Opened) -> None:
         raise AssertionError
 

@@ -19,8 +19,10 @@ from hypermux.core.verdicts import Judgement
 from hypermux.model.accounts import Cap, Credential, Endpoint, Secret, SourceId
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event, Gap, Item, StateChange
-from hypermux.upstream.connection import Connection, Outage
+from hypermux.upstream.connection import Connection
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.link import Link
+from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Listener, Opened
 
 SECOND = 1_000_000_000
@@ -219,11 +221,12 @@ async def test_an_end_found_after_a_stall_of_our_own_is_a_gap_from_before_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def attempt(listener: Listener) -> None:
-        assert isinstance(listener, Connection)
+        assert isinstance(listener, Link)
+        assert isinstance(listener.owner, Connection)
         listener.opened(Opened(None, "off"))
         await trio.sleep(10)
-        assert isinstance(listener.feed, Tape)
-        listener.feed.stood_still_since_ns = 1_004 * SECOND
+        assert isinstance(listener.owner.feed, Tape)
+        listener.owner.feed.stood_still_since_ns = 1_004 * SECOND
         raise ConnectionFailed(Failure(FailureKind.CLOSE, "closed while we slept", 1001))
 
     played = await play(attempt, seconds=60)
@@ -313,8 +316,9 @@ async def test_excluded_events_are_counted_as_filtered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def attempt(listener: Listener) -> None:
-        assert isinstance(listener, Connection)
-        listener.source = evolve(SOURCE, exclude_events=("sta*",))
+        assert isinstance(listener, Link)
+        assert isinstance(listener.owner, Connection)
+        listener.owner.source = evolve(SOURCE, exclude_events=("sta*",))
         listener.opened(Opened(None, "off"))
         listener.received([EVENT, EVENT.replace(b"start", b"die")], more=False)
         await trio.sleep_forever()

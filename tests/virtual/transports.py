@@ -23,6 +23,8 @@ class Heard:
     openings: list[Opened] = field(factory=list)
     mores: list[bool] = field(factory=list)
 
+    def asking(self) -> None: ...
+
     def opened(self, opened: Opened) -> None:
         self.openings.append(opened)
         self.log.append("opened")

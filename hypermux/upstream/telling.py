@@ -1,0 +1,107 @@
+"""What the stream is told of one source's connectivity: `down`, a gap, `up`.
+
+An outage begins when the last connection was last heard, or when the source was configured, and
+ends with one gap record when a connection opens. Certainty is `possible`: nobody can know whether
+there was anything to miss.
+"""
+
+from __future__ import annotations
+
+from attrs import define, frozen
+
+from hypermux.core.clock import StreamClock
+from hypermux.core.intake import Feed
+from hypermux.core.verdicts import Judgement
+from hypermux.model.errors import FailureKind
+from hypermux.model.records import Gap, Item, StateChange
+from hypermux.upstream.link import Link
+from hypermux.upstream.transport import Opened
+
+
+@frozen
+class Outage:
+    """A time without a connection: since when, and the word for its gap.
+
+    `recorded`: the journal has its `down` already. One that it has not must get it before the
+    next checkpoint, or a second crash would shorten the outage.
+    """
+
+    from_ns: int
+    cause: str
+    recorded: bool = False
+
+
+@define(eq=False)
+class Teller:
+    """One source's voice in the stream. `outage` is None while it is connected."""
+
+    feed: Feed
+    clock: StreamClock
+    outage: Outage | None
+    _told: tuple[str | None, str] | None = None
+
+    def begin(self) -> None:
+        """Tell of an outage that the journal does not have yet."""
+        outage = self.outage
+        if outage is not None and not outage.recorded:
+            down = StateChange("down", None, None, outage.cause, outage.from_ns)
+            self._deliver([down])
+
+    def up(self, opened: Opened) -> None:
+        """End the outage: one gap from its first moment to now, then `up`."""
+        now_ns = self.clock.now_ns()
+        items: list[Item] = []
+        if self.outage is not None:
+            items.append(Gap(self.outage.from_ns, now_ns, self.outage.cause, "possible"))
+        items.append(StateChange("up", reason=_TRUST[opened.trust]))
+        self.outage, self._told = None, None
+        self.feed.deliver(items, now_ns)
+        self.feed.opened(None if opened.date_ns is None else now_ns - opened.date_ns)
+
+    def down(self, link: Link, judgement: Judgement) -> None:
+        """Tell that a link ended, or that an outage goes on for another reason.
+
+        `down` is recorded once for each new reason of an outage, not for every attempt.
+        """
+        if self.outage is None:
+            self._fall(link, judgement.cause)
+        elif self.outage.cause in OUR_OWN:
+            # What keeps it going is not what began it.
+            self.outage = Outage(self.outage.from_ns, judgement.cause)
+        self._tell(judgement.verdict, judgement.cause, judgement.reason)
+
+    def drained(self, link: Link, cause: str, reason: str) -> None:
+        """Tell of an outage by our own doing: its cause is one of `OUR_OWN`."""
+        if self.outage is None:
+            self._fall(link, cause)
+            self._tell(None, cause, reason)
+
+    def _fall(self, link: Link, cause: str) -> None:
+        known_ns = self._known_ns(link)
+        orderly = link.failure is None or link.failure.kind in _ORDERLY
+        self.outage = Outage(known_ns if orderly else min(link.heard_ns, known_ns), cause)
+        self.feed.closed()
+
+    def _known_ns(self, link: Link) -> int:
+        """Return a moment at which the link was open and had nothing unread.
+
+        Not now: this process may have stood still, and found the end long after it came.
+        """
+        return max(self.feed.empty_ns, link.opened_ns)
+
+    def _tell(self, verdict: str | None, cause: str, reason: str) -> None:
+        if (verdict, cause) == self._told or self.outage is None:
+            return
+        self._told = verdict, cause
+        self._deliver([StateChange("down", reason, verdict, cause, self.outage.from_ns)])
+
+    def _deliver(self, items: list[Item]) -> None:
+        self.feed.deliver(items, self.clock.now_ns())
+
+
+_TRUST = {"verified": None, "unverified": "TLS certificate not verified", "off": None}
+# An end that came in its place behind all data: nothing sent before it is missing. Of all other
+# ends only what was heard before them is certain.
+_ORDERLY = frozenset({FailureKind.CLOSE, FailureKind.EOF, FailureKind.PROTOCOL})
+# Causes of outages that no failure began.
+OUR_OWN = frozenset({"start", "rotation", "yielded", "reload"})
