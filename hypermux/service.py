@@ -31,11 +31,12 @@ from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
 from hypermux.core.verdicts import Judgement
 from hypermux.downstream.horizon import Horizon
+from hypermux.downstream.http import Routes
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.sequencer import Inbox, Sequencer
 from hypermux.downstream.storage import DiskStorage, Storage
-from hypermux.downstream.subscribers import serve_subscribers
+from hypermux.downstream.subscribers import Subscribers
 from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Failure, Undelivered
@@ -144,6 +145,7 @@ class Service:
     journal: Journal = field(init=False)
     supervisor: Supervisor = field(init=False)
     sequencer: Sequencer = field(init=False)
+    subscribers: Subscribers = field(init=False)
 
     def open_reader(self, after: int) -> JournalReader:
         """Return a reader of the journal that starts behind record `after`.
@@ -193,7 +195,7 @@ class Service:
             self._tell_start()
             async with trio.open_nursery() as nursery:
                 if serve_socket:
-                    await nursery.start(self._serve_subscribers)
+                    await nursery.start(self.subscribers.run)
                 for reader in readers:
                     nursery.start_soon(reader, self)
                 task_status.started(self)
@@ -220,18 +222,6 @@ class Service:
             nursery.cancel_scope.deadline = trio.current_time() + LAST_COMMIT_S
         if nursery.cancel_scope.cancelled_caught:
             raise Undelivered("stopped before everything received was written to the journal")
-
-    async def _serve_subscribers(
-        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        await serve_subscribers(
-            self.settings.socket,
-            self.horizon,
-            self.open_reader,
-            resolve=self.resolve,
-            run_sync=self.seams.reader_runner,
-            task_status=task_status,
-        )
 
     def _assemble(self) -> None:
         """Build the stages from the settings and from what the journal remembers."""
@@ -274,6 +264,18 @@ class Service:
             feed=self.sequencer.inbox.feed,
             outages=outages,
         )
+        self.subscribers = Subscribers(
+            settings.socket,
+            self.horizon,
+            self.open_reader,
+            resolve=self.resolve,
+            run_sync=seams.reader_runner,
+            routes=self._routes(),
+        )
+
+    def _routes(self) -> Routes:
+        """Return what HTTP on the socket can ask for."""
+        return {}
 
     def _forget_removed(self) -> None:
         """End the coverage of sources that the configuration no longer has, with their last gap."""

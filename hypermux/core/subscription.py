@@ -2,7 +2,8 @@
 
 | phase   | bytes                              | out of time | end of input          |
 |---------|------------------------------------|-------------|-----------------------|
-| silent  | `{`: asking; else refused          | live        | live                  |
+| silent  | `{`: asking; a method: HTTP; else  | live        | live                  |
+|         | refused                            |             |                       |
 | live    | `{`: asking; else refused          |             | goes on               |
 | asking  | a line feed ends the request:      | refused     | ends the request, too |
 |         | asked or refused; too long: refused|             |                       |
@@ -10,7 +11,8 @@
 | refused | ignored                            |             |                       |
 
 White space before a request and after it means nothing. While a late request is coming in, live
-mode goes on. HTTP will be decided by `opening` like the rest; until it is served it is refused.
+mode goes on. With HTTP the conversation is over here: `core.http` has the connection then, and
+begins with the bytes of the answer.
 """
 
 from __future__ import annotations
@@ -68,7 +70,14 @@ class Refusal:
         return _line({"kind": "error", "cause": self.cause, "error": self.error})
 
 
-Answer: TypeAlias = Request | Refusal
+@frozen
+class Http:
+    """The peer speaks HTTP; `data` is what it has said so far."""
+
+    data: bytes
+
+
+Answer: TypeAlias = Request | Refusal | Http
 
 
 def subscribed_line(request: Request, cursor: Cursor) -> bytes:
@@ -94,7 +103,7 @@ class _Phase(Enum):
     LIVE = auto()
     ASKING = auto()
     ASKED = auto()
-    REFUSED = auto()
+    OVER = auto()
 
 
 @define(eq=False)
@@ -115,7 +124,7 @@ class Conversation:
 
     def receive(self, data: bytes, now: float) -> Answer | None:
         """Take bytes from the peer."""
-        if self._phase is _Phase.REFUSED:
+        if self._phase is _Phase.OVER:
             return None
         if self._phase is not _Phase.ASKING:
             data = data.lstrip(_SPACE)
@@ -124,7 +133,12 @@ class Conversation:
             if self._phase is _Phase.ASKED:
                 return self._refuse("one connection takes one request")
             if (opened := opening(data)) is not Opening.REQUEST:
-                return self._refuse(_NO_HTTP if opened is Opening.HTTP else _NO_SENSE)
+                if opened is Opening.OTHER:
+                    return self._refuse(_NO_SENSE)
+                if self._phase is not _Phase.SILENT:
+                    return self._refuse(_LATE_HTTP)
+                self._phase, self.deadline_s = _Phase.OVER, None
+                return Http(data)
             self._phase, self.deadline_s = _Phase.ASKING, now + REQUEST_S
         # Only the new bytes are searched: byte by byte would be quadratic otherwise.
         end = data.find(b"\n")
@@ -167,10 +181,10 @@ class Conversation:
         return request
 
     def _refuse(self, error: str) -> Refusal:
-        self._phase, self.deadline_s = _Phase.REFUSED, None
+        self._phase, self.deadline_s = _Phase.OVER, None
         self._held.clear()
         return Refusal("request", error)
 
 
-_NO_HTTP = "HTTP is not served on this socket; send one line of JSON, or nothing for live records"
+_LATE_HTTP = f"HTTP comes within {SILENCE_S * 1000:g} ms of connecting; this stream is live already"
 _NO_SENSE = 'send nothing for live records, or one line of JSON such as {"after":"start"}'

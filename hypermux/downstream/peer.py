@@ -14,10 +14,13 @@ import socket
 import struct
 
 import trio
-from attrs import define
+from attrs import define, frozen
 
 # Far more than a request needs; what a peer sends beyond it comes with the next call.
 _READ = 16 * 1024
+# After the last word to a peer: how long its unread input is taken off it, so that closing does not
+# reset the connection under that word.
+LINGER_S = 1.0
 # SIOCOUTQ: how much of what was sent the peer has not read yet.
 _SIOCOUTQ = 0x5411
 
@@ -30,18 +33,29 @@ class PeerStalled(Exception):
     """The peer has read nothing for the allowed time while data waits for it."""
 
 
+@frozen
+class Credentials:
+    """A process and the user that it runs as, as the kernel knows them."""
+
+    pid: int
+    uid: int
+
+    def __str__(self) -> str:
+        return f"uid {self.uid} (pid {self.pid})"
+
+
 @define(eq=False)
 class Peer:
     """A connected, non-blocking unix socket."""
 
     sock: socket.socket
 
-    def uid(self) -> int:
-        """Return the user id that the peer's process had when it connected."""
+    def credentials(self) -> Credentials:
+        """Return who the peer's process was when it connected."""
         size = struct.calcsize("3i")
         raw = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        _pid, uid, _gid = struct.unpack("3i", raw)
-        return int(uid)
+        pid, uid, _gid = struct.unpack("3i", raw)
+        return Credentials(pid, uid)
 
     def receive_now(self) -> bytes | None:
         """Return what has arrived; empty at the end of input; None when nothing is there.

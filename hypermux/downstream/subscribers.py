@@ -6,7 +6,8 @@ closes it, and nobody's time.
 
 A connection is two tasks: one hears the peer (a request may come at any time, and the end of the
 input is not the end of the stream), one speaks. They meet in `_answer`: the hearer sets it, the
-speaker looks at it between two blocks, so that no line is ever cut.
+speaker looks at it between two blocks, so that no line is ever cut. One that speaks HTTP is
+handed over to `downstream.http`, bytes and all.
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ from attrs import Factory, define, field, frozen
 from hypermux.config.settings import SocketSettings
 from hypermux.core.request import Request
 from hypermux.core.selection import Selector
-from hypermux.core.subscription import Answer, Conversation, Refusal, end_line, subscribed_line
+from hypermux.core.subscription import (
+    Answer,
+    Conversation,
+    Http,
+    Refusal,
+    end_line,
+    subscribed_line,
+)
 from hypermux.downstream import sockets
 from hypermux.downstream.horizon import Horizon
-from hypermux.downstream.peer import Peer, PeerGone, PeerStalled
+from hypermux.downstream.http import HttpServer, Routes
+from hypermux.downstream.peer import LINGER_S, Peer, PeerGone, PeerStalled
 from hypermux.downstream.walk import OpenReader, RunSync, Walk
 from hypermux.model.errors import HypermuxError
 from hypermux.model.records import Cursor
@@ -35,9 +44,9 @@ log = logging.getLogger("hypermux.subscribers")
 # How often a peer that will send nothing more is looked at, to see whether it still listens.
 # Only needed while there is nothing to send to it.
 GONE_CHECK_S = 5.0
-# After an error line: how long the peer's unread input is taken off it, so that closing does not
-# reset the connection under the line.
-LINGER_S = 1.0
+# Connections beside the subscribers: whoever asks for the state by HTTP must get in when all their
+# places are taken. What a connection is shows in its first bytes, so it is accepted first.
+SPARE_CONNECTIONS = 16
 # Without file descriptors accepting fails until somebody leaves. There is one listener, so there
 # is nothing to spread with jitter; doubling keeps a long shortage cheap.
 ACCEPT_RETRY_MIN_S, ACCEPT_RETRY_MAX_S = 0.05, 2.0
@@ -49,7 +58,7 @@ Resolve = Callable[[Cursor], "int | str"]
 
 @frozen
 class Statistics:
-    """Subscribers now and since the start."""
+    """Subscribers now and since the start; `refused` are those for whom there was no place."""
 
     active: int
     accepted: int
@@ -62,7 +71,8 @@ class Subscribers:
     """Serves every reader of one socket.
 
     `open_reader(seq)` gives the journal behind record `seq`, 0 for its oldest. `resolve` turns a
-    cursor into such a seq, or into a sentence that says why it cannot be.
+    cursor into such a seq, or into a sentence that says why it cannot be. `routes` are what HTTP
+    can ask for.
     """
 
     settings: SocketSettings
@@ -70,10 +80,16 @@ class Subscribers:
     open_reader: OpenReader
     resolve: Resolve
     run_sync: RunSync
+    routes: Routes = field(factory=dict)
+    http: HttpServer = field(init=False)
+    _connections: int = 0
     _active: int = 0
     _accepted: int = 0
     _refused: int = 0
     _stalled: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.http = HttpServer(self.routes, self.settings.stall_timeout_s)
 
     def statistics(self) -> Statistics:
         """Return the counts as they are now."""
@@ -92,6 +108,7 @@ class Subscribers:
                 task_status.started()
                 await self.horizon.wait_beyond(_FOREVER)
                 accepting.cancel()
+                self.http.end()
         finally:
             bound.close()
 
@@ -116,20 +133,30 @@ class Subscribers:
                 self._admit(Peer(sock), nursery)
 
     def _admit(self, peer: Peer, nursery: trio.Nursery) -> None:
-        uid = peer.uid()
+        uid = peer.credentials().uid
         if uid not in (os.geteuid(), 0):
-            log.warning("refused a subscriber of user %d", uid)
+            log.warning("refused a connection of user %d", uid)
             self._turn_away(peer, Refusal("denied", "this socket serves its owner only"))
-        elif self._active >= self.settings.max_subscribers:
-            log.warning("refused a subscriber: there are %d", self._active)
-            self._turn_away(
-                peer,
-                Refusal("busy", f"there are {self._active} subscribers, which is the limit"),
-            )
+        elif self._connections >= self.settings.max_subscribers + SPARE_CONNECTIONS:
+            log.warning("refused a connection: there are %d", self._connections)
+            self._turn_away(peer, self._busy())
         else:
-            self._active += 1
-            self._accepted += 1
+            self._connections += 1
             nursery.start_soon(self._serve, _Subscriber(self, peer))
+
+    def _busy(self) -> Refusal:
+        most = self.settings.max_subscribers
+        return Refusal("busy", f"there are {self._active} subscribers; the limit is {most}")
+
+    def subscribe(self) -> Refusal | None:
+        """Count a connection as a subscriber; return why it cannot be one."""
+        if self._active >= self.settings.max_subscribers:
+            self._refused += 1
+            log.warning("refused a subscriber: there are %d", self._active)
+            return self._busy()
+        self._active += 1
+        self._accepted += 1
+        return None
 
     def _turn_away(self, peer: Peer, refusal: Refusal) -> None:
         self._refused += 1
@@ -150,7 +177,8 @@ class Subscribers:
             log.exception("serving a subscriber failed")
         finally:
             subscriber.peer.close()
-            self._active -= 1
+            self._connections -= 1
+            self._active -= subscriber.counted
 
 
 @define(eq=False)
@@ -170,6 +198,7 @@ class _Subscriber:
     _answered: trio.Event = field(factory=trio.Event)
     _nap: trio.CancelScope | None = None
     _input_ended: trio.Event = field(factory=trio.Event)
+    counted: bool = False
 
     async def run(self) -> None:
         """Serve it to its end. Raises PeerGone, PeerStalled."""
@@ -204,7 +233,7 @@ class _Subscriber:
                     self._answered.set()
                 if self._nap is not None:
                     self._nap.cancel()
-                if self._input_ended.is_set():
+                if self._input_ended.is_set() or isinstance(answer, Http):
                     return
         except PeerGone:
             all_of_it.cancel()
@@ -214,8 +243,14 @@ class _Subscriber:
         while True:
             answer = self._answer
             assert answer is not None
+            if isinstance(answer, Http):
+                await self.server.http.serve(self.peer, answer.data)
+                return
             if isinstance(answer, Request):
-                refusal = await self._stream(answer)
+                refusal = None if self.counted else self.server.subscribe()
+                if refusal is None:
+                    self.counted = True
+                    refusal = await self._stream(answer)
                 if refusal is None and self._answer is not answer:
                     continue  # a late request, or a fault in one
             else:
@@ -298,17 +333,3 @@ class _Subscriber:
 
     def _cursor(self, seq: int) -> Cursor:
         return Cursor(self.server.horizon.epoch, seq)
-
-
-async def serve_subscribers(
-    settings: SocketSettings,
-    horizon: Horizon,
-    open_reader: OpenReader,
-    *,
-    resolve: Resolve,
-    run_sync: RunSync,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve readers until the horizon has ended; see `Subscribers`."""
-    server = Subscribers(settings, horizon, open_reader, resolve, run_sync)
-    await server.run(task_status=task_status)

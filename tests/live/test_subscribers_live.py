@@ -32,7 +32,7 @@ from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.storage import DiskStorage
-from hypermux.downstream.subscribers import serve_subscribers
+from hypermux.downstream.subscribers import Subscribers
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import ConfigurationFault, Unreachable
 from hypermux.model.records import Cursor, Event
@@ -209,14 +209,14 @@ async def serving(folder: Path, **changes: Any) -> AsyncIterator[Server]:
     async with trio.open_nursery() as nursery:
 
         async def serve(task_status: trio.TaskStatus[None]) -> None:
-            await serve_subscribers(
+            server = Subscribers(
                 settings,
                 horizon,
                 lambda after: JournalReader(journal.directory, storage, after=after),
                 resolve=resolve,
                 run_sync=in_thread(trio.CapacityLimiter(4)),
-                task_status=task_status,
             )
+            await server.run(task_status=task_status)
 
         await nursery.start(serve)
         yield Server(journal, horizon, settings.path, [])

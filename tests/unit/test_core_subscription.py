@@ -20,6 +20,7 @@ from hypermux.core.subscription import (
     SILENCE_S,
     Answer,
     Conversation,
+    Http,
     Opening,
     Refusal,
     end_line,
@@ -112,8 +113,6 @@ class TestConversation:
     @pytest.mark.parametrize(
         ("data", "words"),
         [
-            (b"GET / HTTP/1.1\r\n", "HTTP is not served"),
-            (b"G", "HTTP is not served"),
             (b"hello\n", "send nothing"),
             (b"[1]\n", "send nothing"),
             (b"\x16\x03\x01", "send nothing"),
@@ -129,6 +128,21 @@ class TestConversation:
             "cause": "request",
             "error": answer.error,
         }
+
+    def test_http_ends_the_conversation(self) -> None:
+        for data in (b"GET / HTTP/1.1\r\n", b"G"):
+            answer, conversation = talk(b"\r\n", data)
+            assert answer == Http(data)
+            assert conversation.deadline_s is None
+            assert conversation.receive(b"{}\n", 1.0) is None
+            assert conversation.end() is None
+
+    def test_http_in_a_live_stream_is_refused(self) -> None:
+        conversation = Conversation.begin(0.0)
+        conversation.expire()
+        answer = conversation.receive(b"GET / HTTP/1.1\r\n\r\n", 5.0)
+        assert isinstance(answer, Refusal)
+        assert "250 ms" in answer.error
 
     def test_opening(self) -> None:
         assert opening(b"{") is Opening.REQUEST
@@ -156,7 +170,10 @@ class TestConversation:
     def test_one_chunk_and_byte_by_byte_agree(self, data: bytes) -> None:
         whole, one = talk(data)
         bytewise, other = talk(*(data[i : i + 1] for i in range(len(data))))
-        if isinstance(whole, Refusal) and isinstance(bytewise, Refusal):
+        if isinstance(bytewise, Http):
+            # The first byte of a method says as much, and no more.
+            assert isinstance(whole, Http | Refusal)
+        elif isinstance(whole, Refusal) and isinstance(bytewise, Refusal):
             # Of what is no request the first byte may say less than the first few.
             assert (whole.cause, one.deadline_s) == (bytewise.cause, other.deadline_s)
         else:

@@ -18,6 +18,7 @@ from hypermux.config.settings import SocketSettings
 from hypermux.core.recording import Encoder
 from hypermux.core.segments import segment_name
 from hypermux.downstream.horizon import Horizon, Position
+from hypermux.downstream.http import Routes
 from hypermux.downstream.peer import Peer
 from hypermux.downstream.reading import BLOCK, JournalReader
 from hypermux.downstream.storage import DiskStorage
@@ -157,11 +158,15 @@ class Rig:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, **changes: Any) -> AsyncIterator[Rig]:
+async def serving(
+    tmp_path: Path, *, routes: Routes | None = None, **changes: Any
+) -> AsyncIterator[Rig]:
     path = tmp_path / "run" / "h.sock"
     journal = FakeJournal()
     settings = evolve(SocketSettings(path), **changes)
-    server = Subscribers(settings, journal.horizon, journal.reader, journal.resolve, direct)
+    server = Subscribers(
+        settings, journal.horizon, journal.reader, journal.resolve, direct, routes or {}
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda *, task_status: server.run(task_status=task_status))
         rig = Rig(journal, server, path)
