@@ -11,13 +11,14 @@ connection's request is sent:
 
 What comes out is, per message, the larger of both counts, whatever the delays. While the server
 gives both the same order, what has come out is always one unbroken run of it: old is past the
-point where new begins, so each adds to the end of the other. Simpler rules fail; the model in
-`tests/unit/test_core_overlap_model.py` counts how often.
+point where new begins, so each adds to the end of the other. A server whose pongs overtake its
+own messages costs order, nothing else, as long as old is read to its end. Simpler rules fail:
+`tests/unit/overlaps.py` counts how often.
 
-One thing cannot be told from bytes alone: a true repeat, to the byte and the nanosecond, of a
-message that only old brought (sent after the request, before the 101) and that itself comes only
-on new (after old's end, while the counts are kept) looks like the same delivery twice. It then
-stands where the first one stood. So the counts are kept for a short while only.
+One thing cannot be told from bytes alone. A true repeat, to the byte and the nanosecond, that
+only new brings (after old's end) of a message that only old brought (after the request, before
+new began) looks like the same one twice, and is dropped. So the counts are kept for a short
+while only.
 """
 
 from __future__ import annotations
