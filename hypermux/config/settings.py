@@ -15,6 +15,7 @@ from hypermux.model.accounts import (
     Cap,
     CredentialSource,
     Endpoint,
+    Limits,
     RegionSigning,
     SourceId,
     Tls,
@@ -155,18 +156,21 @@ class Settings:
         """Every source of every enabled account, in the order of the file."""
         return tuple(s for a in self.accounts if a.enabled for s in a.sources)
 
-    def allocator(self, now: float) -> Allocator:
-        """Return the limits at work, from `now` on (monotonic seconds)."""
+    @property
+    def connection_limits(self) -> Limits:
+        """Every limit on connections, accounts' own ones included."""
         limits = self.limits
-        return Allocator(
-            max_connections=limits.max_connections,
-            connect_rate=limits.connect_rate,
+        return Limits(
+            whole=Cap(limits.max_connections, limits.connect_rate),
             connect_burst=limits.connect_burst,
             per_account=limits.per_account,
             per_endpoint=limits.per_endpoint,
             account_caps=self.account_caps,
-            now=now,
         )
+
+    def allocator(self, now: float) -> Allocator:
+        """Return the limits at work, from `now` on (monotonic seconds)."""
+        return Allocator(self.connection_limits, now)
 
     @property
     def account_caps(self) -> Mapping[str, Cap]:

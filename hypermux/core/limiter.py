@@ -3,13 +3,19 @@
 Rules
 - A permit needs a slot and a rate permit of the process, of the account and of the endpoint, and
   takes all of them at one instant or none: nothing is held while waiting (separate semaphores
-  deadlock).
+  deadlock). A handover needs the rate permits alone: its source holds a slot, and passes it on.
 - Order of service: by rank; within a rank the account that holds the fewest slots; then who has
-  waited longest. Whoever has waited `PATIENCE_S` counts as the first rank, so that sources that
-  fail over and over do not starve the new ones. Only those that a limit blocks are passed over.
+  waited longest. Only those that a limit blocks are passed over.
+- Whoever has waited `PATIENCE_S` counts as the first rank, so that sources that fail over and over
+  do not starve the new ones. And every `FAVOUR`th permit goes to whoever has waited longest of
+  these, however many slots its account holds, so that they do not starve a large account either:
+  but never the last slot that an account with fewer waits for.
 - A throttled dial halves the rate that its account sees at its endpoint, once per wave: only dials
-  begun after the last decrease count. Each success gives back a twentieth. `Retry-After` stops the
-  account at that endpoint altogether.
+  begun after the last decrease count. Each success after it gives back a twentieth. `Retry-After`
+  stops the account at that endpoint altogether.
+- Limits may change at any time. What was used up stays used up, a new rate starts used up, a
+  throttled rate stays the same part of what is configured. Where a count is lower than what is
+  held nobody gets a slot, until those whom `core.yielding` names have given theirs back.
 
 `core.turns` finds whose turn it is without asking all who wait.
 """
@@ -18,23 +24,25 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Mapping
 from enum import IntEnum
 from math import inf
 
 from attrs import frozen
 
-from hypermux.core import rates
+from hypermux.core import rates, yielding
 from hypermux.core.pacing import Pacer
-from hypermux.core.rates import Gcra
+from hypermux.core.rates import Gcra, Limit
 from hypermux.core.turns import Line, Pair, Place, Turns
-from hypermux.model.accounts import Cap, SourceId
+from hypermux.core.yielding import Slot
+from hypermux.model.accounts import Limits, SourceId
 from hypermux.model.errors import HypermuxError
 
 # Long enough that a thousand sources connecting at the default rate never get here.
 PATIENCE_S = 120.0
 # How often to look who has waited that long: the look goes over all who wait.
 PATIENCE_CHECK_S = 10.0
+# The part of all permits that those get: enough to end every wait, too little to undo the order.
+FAVOUR = 4
 # What a throttled dial halves where no rate is configured at all.
 UNLIMITED_PER_S = 10.0
 
@@ -57,53 +65,55 @@ class _Request:
     line: Line
 
 
+@frozen
+class _Dial:
+    """The last permit that a source got."""
+
+    pair: Pair
+    granted_at: float
+
+
+@frozen
+class Throttled:
+    """What a server has brought an account's dials at its endpoint down to, per second.
+
+    `stopped_until` is the end of its `Retry-After` (monotonic seconds), if it gave one.
+    """
+
+    account: str
+    address: str
+    rate: float
+    configured: float
+    stopped_until: float | None
+
+
 class Allocator:
     """Grants permits; the module's docstring has the rules. `now` is monotonic seconds."""
 
-    def __init__(
-        self,
-        *,
-        max_connections: int | None,
-        connect_rate: float | None,
-        connect_burst: int,
-        per_account: Cap,
-        per_endpoint: Cap,
-        account_caps: Mapping[str, Cap],
-        now: float,
-    ) -> None:
-        """Start with every slot free and every burst used up.
-
-        `account_caps` are accounts' own limits: a value set there replaces `per_account`'s.
-        """
-        self._burst = connect_burst
-        self._per_account = per_account
-        self._per_endpoint = per_endpoint
-        self._account_caps = account_caps
-        self._started = now
+    def __init__(self, limits: Limits, now: float) -> None:
+        """Start with every slot free and every burst used up."""
+        self._limits = limits
+        # From when on the rate of an account or endpoint that was not seen before is used up.
+        self._since = now
         self._patience_due = now + PATIENCE_S
+        self._permits = 0
         self._numbers = itertools.count()
-        self._cap = Cap(max_connections, connect_rate)
-        self._whole = self._place("the process", self._cap)
-        self._accounts: dict[str, Place] = {}
-        self._endpoints: dict[str, Place] = {}
+        self._whole = Place("the process", limits.whole.max_connections)
+        self._rate = Limit("the process", gate=self._gate(limits.whole.connect_rate))
+        # By kind and name: slots, and the rate.
+        self._places: dict[tuple[str, str], tuple[Place, Place]] = {}
         self._pairs: dict[tuple[str, str], Pair] = {}
-        self._lines: dict[tuple[Rank, str, str], Line] = {}
+        self._lines: dict[tuple[Rank, str, str, bool], Line] = {}
         self._account_lines: dict[str, list[Line]] = {}
+        self._impatient: list[Line] = []
         self._requests: dict[SourceId, _Request] = {}
-        self._last_line: dict[SourceId, Line] = {}
-        self._holding: dict[SourceId, deque[Line]] = {}
+        self._last_dial: dict[SourceId, _Dial] = {}
+        self._holding: dict[SourceId, deque[Slot]] = {}
         self._turns = Turns(now)
 
     def pacer(self, now: float) -> Pacer:
         """Return what holds requests on the wire to the same rates; see `core.pacing`."""
-        return Pacer(
-            connect_rate=self._cap.connect_rate,
-            connect_burst=self._burst,
-            per_account=self._per_account,
-            per_endpoint=self._per_endpoint,
-            account_caps=self._account_caps,
-            now=now,
-        )
+        return Pacer(self._limits, now)
 
     @property
     def waiting(self) -> int:
@@ -115,14 +125,20 @@ class Allocator:
         """How many slots are taken."""
         return self._whole.held
 
-    def request(self, source: SourceId, address: str, rank: Rank, now: float) -> None:
+    def request(
+        self, source: SourceId, address: str, rank: Rank, now: float, *, handover: bool = False
+    ) -> None:
         """Wait for a permit to dial `address`; takes the place of the source's earlier request.
 
-        Its place in the queue is kept when only the rank changes.
+        Its place in the queue is kept while it is for the same address. With `handover` the source
+        takes no slot: it goes on with the one it holds. Raises HypermuxError when it holds none
+        there: a fault of ours.
         """
+        if handover and not any(s.line.address == address for s in self._holding.get(source, ())):
+            raise HypermuxError(f"{source} passes on a slot that it does not hold")
         self._turns.now = now
         earlier = self._requests.get(source)
-        line = self._line(rank, source.account, address)
+        line = self._line(rank, source.account, address, handover)
         if earlier is None or earlier.line.pair is not line.pair:
             self._join(source, _Request(next(self._numbers), now, line))
         elif earlier.line is not line:
@@ -143,90 +159,167 @@ class Allocator:
         holding = self._holding.get(source)
         if not holding:
             raise HypermuxError(f"{source} gives back a slot that it does not hold")
-        line = holding.popleft()
+        line = holding.popleft().line
         if not holding:
             del self._holding[source]
-        self._whole.held -= 1
-        for limit in line.limits:
-            limit.held -= 1
-        self._turns.released(self._account_lines[source.account], line.limits)
+        for place in line.slots:
+            place.held -= 1
+        self._turns.released(self._account_lines[source.account], line.slots)
+
+    def contested(self, source: SourceId) -> bool:
+        """Say whether the slot of `source`, given back, would go to another that holds none."""
+        holding = self._holding.get(source)
+        if holding is None:
+            return False
+        lines = (line for line in self._lines.values() if line.queue)
+        return yielding.wanted(holding[0], lines, self._holding, self._turns.now)
 
     def grant(self, now: float) -> list[SourceId]:
         """Return who may dial now, in order of service; their permits are taken."""
         self._turns.tick(now)
         self._lose_patience(now)
         granted = []
-        while self._whole.opens_at(now) <= now and (line := self._turns.next()) is not None:
-            granted.append(self._take(line, now))
-            self._turns.served(line)
+        while self._rate.opens_at(now) <= now and (line := self._turns.next()) is not None:
+            self._permits += 1
+            favoured = self._favoured(now) if self._permits % FAVOUR == 0 else None
+            granted.append(self._take(favoured or line, now))
+            if favoured is None:
+                self._turns.served(line)
         return granted
 
     def next_at(self, now: float) -> float | None:
         """Return when `grant` could give something by the passing of time alone; None: never."""
         if not self._requests:
             return None
-        at = max(now, self._turns.next_at(), self._whole.opens_at(now))
+        at = max(now, self._turns.next_at(), self._rate.opens_at(now))
         return None if at == inf else at
 
-    def succeeded(self, source: SourceId, now: float) -> None:
-        """The source's dial was accepted: its throttled rate, if it has one, recovers a little."""
+    def change(self, limits: Limits, now: float) -> list[SourceId]:
+        """Go on with other limits; return who must give back all the slots that it holds.
+
+        Empty while no count is lower than what is held.
+        """
+        self._turns.tick(now)
+        self._limits, self._since = limits, now
+        self._forget(now)
+        burst = limits.connect_burst
+        self._whole.cap = limits.whole.max_connections
+        self._rate.gate = rates.changed(self._rate.gate, limits.whole.connect_rate, burst, now)
+        for (kind, name), (slots, rate) in self._places.items():
+            cap = limits.of_account(name) if kind == "account" else limits.per_endpoint
+            slots.cap = cap.max_connections
+            rate.gate = rates.changed(rate.gate, cap.connect_rate, burst, now)
+        for (account, _), pair in self._pairs.items():
+            pair.throttle.reconfigure(pair, self._configured(account), now)
+        places = itertools.chain([self._whole], *self._places.values(), self._pairs.values())
+        self._turns.restart(self._lines.values(), places)
+        return yielding.surplus(self._holding)
+
+    def succeeded(self, source: SourceId, now: float) -> str | None:
+        """The source's dial was accepted: its throttled rate, if it has one, recovers a little.
+
+        Returns a sentence when it has recovered all of it.
+        """
         self._turns.now = now
-        line = self._last_line.get(source)
-        if line is not None:
-            line.pair.throttle.increase(line.pair, now)
-            self._turns.opened(line.pair)
+        dial = self._last_dial.get(source)
+        if dial is None:
+            return None
+        pair = dial.pair
+        recovered = pair.throttle.increase(pair, dial.granted_at, now)
+        self._turns.opened(pair)
+        if not recovered:
+            return None
+        return f"{pair.name} accepts connections at {_rate(pair.throttle.rate)} again"
 
     def throttled(
         self, source: SourceId, dialed_at: float, retry_after_s: float | None, now: float
-    ) -> None:
+    ) -> str | None:
         """The server asked for fewer dials, in answer to one begun at `dialed_at`.
 
-        `retry_after_s` is its own wish: honoured to an hour, whatever the rate.
+        `retry_after_s` is its own wish: honoured to an hour, whatever the rate. Returns a sentence
+        when the rate fell.
         """
         self._turns.now = now
-        line = self._last_line.get(source)
-        if line is None:
-            return
-        line.pair.throttle.decrease(line.pair, dialed_at, now)
+        dial = self._last_dial.get(source)
+        if dial is None:
+            return None
+        pair = dial.pair
+        fell = pair.throttle.decrease(pair, dialed_at, now)
         if retry_after_s is not None:
-            line.pair.throttle.stop(line.pair, retry_after_s, now)
+            pair.throttle.stop(pair, retry_after_s, now)
+        if not fell:
+            return None
+        rate, configured = _rate(pair.throttle.rate), _rate(pair.throttle.configured)
+        return f"{pair.name} asks for fewer connections: now {rate}, configured {configured}"
+
+    def rates(self, now: float) -> list[Throttled]:
+        """Return every rate that is lower than configured, because its server asked for it."""
+        return [
+            Throttled(
+                account,
+                address,
+                pair.throttle.rate,
+                pair.throttle.configured,
+                pair.stopped_until if pair.stopped_until > now else None,
+            )
+            for (account, address), pair in sorted(self._pairs.items(), key=lambda item: item[0])
+            if pair.gate is not None or pair.stopped_until > now
+        ]
 
     def why(self, source: SourceId) -> str:
         """Say in plain words what the source waits for, as of the last call that had a time."""
         request = self._requests.get(source)
         if request is None:
             return "holds a slot" if source in self._holding else "does not wait"
-        reasons = (limit.blocks(self._turns.now) for limit in (*request.line.limits, self._whole))
+        reasons = (limit.blocks(self._turns.now) for limit in (*request.line.limits, self._rate))
         return next((reason for reason in reasons if reason is not None), "waits for its turn")
 
-    def _place(self, name: str, cap: Cap) -> Place:
-        rate = cap.connect_rate
-        gate = None if rate is None else Gcra(rate, self._burst, self._started)
-        return Place(name, cap.max_connections, gate)
+    def _gate(self, rate: float | None) -> Gcra | None:
+        return rates.changed(None, rate, self._limits.connect_burst, self._since)
 
-    def _line(self, rank: Rank, account: str, address: str) -> Line:
-        line = self._lines.get((rank, account, address))
+    def _configured(self, account: str) -> float:
+        """Return the lowest rate that an account's dials at one endpoint are configured to."""
+        caps = self._limits.whole, self._limits.of_account(account), self._limits.per_endpoint
+        known = (cap.connect_rate for cap in caps)
+        return min((rate for rate in known if rate is not None), default=UNLIMITED_PER_S)
+
+    def _place(self, kind: str, name: str) -> tuple[Place, Place]:
+        known = self._places.get((kind, name))
+        if known is None:
+            limits = self._limits
+            cap = limits.of_account(name) if kind == "account" else limits.per_endpoint
+            title = f"{kind} {name}"
+            known = (
+                Place(title, cap.max_connections),
+                Place(title, gate=self._gate(cap.connect_rate)),
+            )
+            self._places[kind, name] = known
+        return known
+
+    def _line(self, rank: Rank, account: str, address: str, handover: bool) -> Line:
+        line = self._lines.get((rank, account, address, handover))
         if line is not None:
             return line
-        own, common = self._account_caps.get(account, Cap()), self._per_account
-        cap = Cap(
-            common.max_connections if own.max_connections is None else own.max_connections,
-            common.connect_rate if own.connect_rate is None else own.connect_rate,
-        )
-        if account not in self._accounts:
-            self._accounts[account] = self._place(f"account {account}", cap)
-        if address not in self._endpoints:
-            self._endpoints[address] = self._place(f"endpoint {address}", self._per_endpoint)
+        account_slots, account_rate = self._place("account", account)
+        endpoint_slots, endpoint_rate = self._place("endpoint", address)
         pair = self._pairs.get((account, address))
         if pair is None:
-            known = (x.connect_rate for x in (self._cap, cap, self._per_endpoint))
-            rate = min((x for x in known if x is not None), default=UNLIMITED_PER_S)
+            configured = self._configured(account)
             name = f"endpoint {address} for account {account}"
-            pair = Pair(name, throttle=rates.Throttle(rate, rate))
+            pair = Pair(name, throttle=rates.Throttle(configured, configured))
             self._pairs[account, address] = pair
-        line = Line(rank, address, self._accounts[account], self._endpoints[address], pair)
+        slots: tuple[Place, ...] = () if handover else (account_slots, endpoint_slots, self._whole)
+        line = Line(
+            rank=rank,
+            address=address,
+            account=account_slots,
+            limits=(*slots, account_rate, endpoint_rate, pair),
+            slots=slots,
+            home=account_rate,
+            pair=pair,
+        )
         self._turns.add(line)
-        self._lines[rank, account, address] = line
+        self._lines[rank, account, address, handover] = line
         self._account_lines.setdefault(account, []).append(line)
         return line
 
@@ -234,7 +327,6 @@ class Allocator:
         self.withdraw(source)
         self._requests[source] = request
         line = request.line
-        self._last_line[source] = line
         line.join(source, request.ticket)
         self._turns.joined(line, source)
 
@@ -243,10 +335,14 @@ class Allocator:
         source = line.head
         del line.queue[source]
         del self._requests[source]
-        self._whole.take(now)
+        self._rate.take(now)
         for limit in line.limits:
             limit.take(now)
-        self._holding.setdefault(source, deque()).append(line)
+        if line.slots:
+            for place in line.slots:
+                place.held += 1
+            self._holding.setdefault(source, deque()).append(Slot(line, next(self._numbers)))
+        self._last_dial[source] = _Dial(line.pair, now)
         return source
 
     def _lose_patience(self, now: float) -> None:
@@ -254,8 +350,67 @@ class Allocator:
         if now < self._patience_due:
             return
         self._patience_due = now + PATIENCE_CHECK_S
+        lines: dict[Line, None] = {}
         for source, request in list(self._requests.items()):
             line = request.line
-            if line.rank is not Rank.LOST and request.since + PATIENCE_S <= now:
-                first = self._line(Rank.LOST, source.account, line.address)
-                self._join(source, _Request(request.ticket, request.since, first))
+            if request.since + PATIENCE_S > now:
+                continue
+            if line.rank is not Rank.LOST:
+                line = self._line(Rank.LOST, source.account, line.address, not line.slots)
+                self._join(source, _Request(request.ticket, request.since, line))
+            lines[line] = None
+        self._impatient = list(lines)
+
+    def _favoured(self, now: float) -> Line | None:
+        """Return the line whose head has waited longest of those that have waited too long.
+
+        None when limits block all of them, or a slot that they need is wanted more elsewhere.
+        """
+        able = (
+            line
+            for line in self._impatient
+            if line.queue
+            and self._requests[line.head].since + PATIENCE_S <= now
+            and all(limit.opens_at(now) <= now for limit in line.limits)
+            and not self._deprives(line, now)
+        )
+        return min(able, key=lambda line: line.queue[line.head], default=None)
+
+    def _deprives(self, line: Line, now: float) -> bool:
+        """Say whether it would take a last slot that an account with fewer waits for."""
+        last = [place for place in line.slots if place.cap == place.held + 1]
+        return bool(last) and any(
+            other.queue
+            and other.account.held < line.account.held
+            and any(place in other.slots for place in last)
+            and not any(place.full for place in other.slots)
+            and other.pair.stopped_until <= now
+            for other in self._lines.values()
+        )
+
+    def _forget(self, now: float) -> None:
+        """Let go of accounts and endpoints that nobody waits for, holds, or was throttled at."""
+        held = {slot.line for holding in self._holding.values() for slot in holding}
+        self._lines = {key: line for key, line in self._lines.items() if line.queue or line in held}
+        self._impatient = [line for line in self._impatient if line.queue]
+        self._account_lines = {}
+        for (_, account, _, _), line in self._lines.items():
+            self._account_lines.setdefault(account, []).append(line)
+        used = {(account, address) for _, account, address, _ in self._lines}
+        self._pairs = {
+            key: pair
+            for key, pair in self._pairs.items()
+            if key in used or pair.gate is not None or pair.stopped_until > now
+        }
+        self._last_dial = {
+            source: dial
+            for source, dial in self._last_dial.items()
+            if source in self._holding or source in self._requests
+        }
+        names = {("account", account) for account, _ in self._pairs}
+        names |= {("endpoint", address) for _, address in self._pairs}
+        self._places = {key: places for key, places in self._places.items() if key in names}
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.3g}/s" if per_s >= 0.1 else f"{per_s * 60:.3g}/min"

@@ -43,13 +43,32 @@ class Gcra:
         """Take a permit that is free."""
         self._tat = max(now, self._tat) + self._interval
 
-    def change(self, rate_per_s: float, now: float) -> None:
-        """Go on at another rate; what was used up stays used up."""
+    def change(self, rate_per_s: float, now: float, burst: int | None = None) -> None:
+        """Go on at another rate, and with another burst; what was used up stays used up.
+
+        So a span over the change sees at most what each rate allows in its part of it, and the
+        larger burst once.
+        """
+        if burst is not None:
+            self._spare = burst - 1 + _ROUNDING
         interval = 1.0 / rate_per_s
         used = max(0.0, self._tat - now) / self._interval
         self._interval = interval
         self._tolerance = self._spare * interval
         self._tat = now + used * interval
+
+
+def changed(gate: Gcra | None, rate_per_s: float | None, burst: int, now: float) -> Gcra | None:
+    """Return what takes the place of `gate` at another rate; None: no limit.
+
+    Where there was none nothing was counted: a new gate starts used up.
+    """
+    if rate_per_s is None:
+        return None
+    if gate is None:
+        return Gcra(rate_per_s, burst, now)
+    gate.change(rate_per_s, now, burst)
+    return gate
 
 
 @define(eq=False)
@@ -75,8 +94,7 @@ class Limit:
         return max(ready, self.stopped_until)
 
     def take(self, now: float) -> None:
-        """Take a slot and a permit."""
-        self.held += 1
+        """Take a rate permit."""
         if self.gate is not None:
             self.gate.take(now)
 
@@ -99,23 +117,41 @@ class Throttle:
     rate: float
     decreased_at: float = -inf
 
-    def decrease(self, limit: Limit, dialed_at: float, now: float) -> None:
-        """Halve the rate, unless the dial began before that was last done."""
+    def decrease(self, limit: Limit, dialed_at: float, now: float) -> bool:
+        """Halve the rate, unless the dial began before that was last done; return whether it fell.
+
+        Those that were under way then say nothing about the lower rate.
+        """
         if dialed_at <= self.decreased_at:
-            return
+            return False
+        before = self.rate
         self.rate = max(self.rate / 2.0, min(FLOOR_PER_S, self.configured))
         # A new gate starts used up, and a burst is not what a throttling server wants to see.
         limit.gate = Gcra(self.rate, 1, now)
         self.decreased_at = now
+        return self.rate < before
 
-    def increase(self, limit: Limit, now: float) -> None:
-        """Give back a part of the configured rate, and at last all of it."""
-        if limit.gate is None:
-            return
+    def increase(self, limit: Limit, dialed_at: float, now: float) -> bool:
+        """Give back a part of the configured rate; return whether that was the last of it.
+
+        Dials begun before the last decrease say nothing about the lower rate: a server at its
+        limit accepts many of a wave, and they would undo the decrease at once.
+        """
+        if limit.gate is None or dialed_at <= self.decreased_at:
+            return False
         self.rate = min(self.configured, self.rate + RECOVERY * self.configured)
         if self.rate == self.configured:
             limit.gate = None
-        else:
+            return True
+        limit.gate.change(self.rate, now)
+        return False
+
+    def reconfigure(self, limit: Limit, configured: float, now: float) -> None:
+        """Go on with another configured rate: a rate that is half of it now stays half of it."""
+        part, self.configured = self.rate / self.configured, configured
+        self.rate = configured
+        if limit.gate is not None:
+            self.rate = max(part * configured, min(FLOOR_PER_S, configured))
             limit.gate.change(self.rate, now)
 
     @staticmethod

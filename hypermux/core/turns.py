@@ -1,7 +1,7 @@
 """Whose turn it is, among those that wait at many limits: cheap however many wait.
 
 Those waiting stand in lines, one per rank, account and endpoint. A line is parked at a limit,
-first its account's. A limit that is open calls the best line parked there, and that line is a
+first its account's rate. A limit that is open calls the best line parked there, and that line is a
 candidate. When another limit blocks it, it is parked there; when it is served or parked, its
 caller calls the next. So there is at most one candidate per limit, a limit that opens looks at
 one line, and a blocked account is passed over as a whole.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Iterable
 from math import inf
 from typing import TypeAlias
 
@@ -46,12 +47,17 @@ class Pair(Place):
 
 @define(eq=False)
 class Line:
-    """Who waits in one rank for one account at one endpoint."""
+    """Who waits in one rank for one account at one endpoint, for the same permits."""
 
     rank: int
     address: str
+    # Whose slots decide the order.
     account: Place
-    endpoint: Place
+    # What it must pass beside the process's own rate, in the order it is asked; of these `slots`
+    # count who passes, and `home` is its account's alone: where it waits to be called.
+    limits: tuple[Place, ...]
+    slots: tuple[Place, ...]
+    home: Place
     pair: Pair
     # source -> ticket, the smallest ticket first
     queue: dict[SourceId, int] = field(factory=dict)
@@ -62,11 +68,6 @@ class Line:
     caller: Place | None = None
 
     @property
-    def limits(self) -> tuple[Place, Place, Place]:
-        """What it must pass beside the process's own limit, in the order it is asked."""
-        return self.account, self.endpoint, self.pair
-
-    @property
     def head(self) -> SourceId:
         """Who has waited longest; only of a line in which somebody waits."""
         return next(iter(self.queue))
@@ -74,9 +75,9 @@ class Line:
     def order(self, place: Place | None = None) -> Order:
         """Return when it is to be served, the smallest first, among those at `place`.
 
-        At its own account all hold the same slots: left out there, entries stay in order.
+        Where all are of one account they hold the same slots: left out, entries stay in order.
         """
-        alike = place is self.account or place is self.pair
+        alike = place is self.home or place is self.account or place is self.pair
         return self.rank, 0 if alike else self.account.held, self.queue[self.head]
 
     def join(self, source: SourceId, ticket: int) -> None:
@@ -103,13 +104,27 @@ class Turns:
 
     def add(self, line: Line) -> None:
         """Take part with a line in which nobody waits yet."""
-        line.parked_at = line.account
+        line.parked_at = line.home
         self._lines += 1
+
+    def restart(self, lines: Iterable[Line], places: Iterable[Place]) -> None:
+        """Begin anew with these lines and limits alone, whatever has changed about them."""
+        self._candidates.clear()
+        self._timers.clear()
+        self._lines = 0
+        for place in places:
+            place.parked.clear()
+            place.called, place.timer = None, inf
+        for line in lines:
+            line.entry = line.caller = None
+            self.add(line)
+            if line.queue:
+                self._moved(line)
 
     def joined(self, line: Line, source: SourceId) -> None:
         """Somebody has joined a line."""
         if line.entry is None:
-            line.parked_at = line.account
+            line.parked_at = line.home
         elif line.head != source:
             return
         self._moved(line)
@@ -148,7 +163,7 @@ class Turns:
 
     def served(self, line: Line) -> None:
         """The head of the line that `next` returned is served."""
-        self._park(line, line.account)
+        self._park(line, line.home)
 
     def next_at(self) -> float:
         """Return when `next` may return something by the passing of time alone; inf: never."""
@@ -196,7 +211,7 @@ class Turns:
             elif line.queue and order == line.order():
                 return line
             else:  # later than it was: its caller may have a better one
-                self._park(line, line.caller or line.account)
+                self._park(line, line.caller or line.home)
         return None
 
     def _best(self, place: Place) -> Line | None:

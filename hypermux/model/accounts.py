@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -168,3 +169,29 @@ class Cap:
 
     max_connections: int | None = None
     connect_rate: float | None = None
+
+    def or_else(self, common: Cap) -> Cap:
+        """Return this limit with what it leaves open taken from `common`."""
+        return Cap(
+            common.max_connections if self.max_connections is None else self.max_connections,
+            common.connect_rate if self.connect_rate is None else self.connect_rate,
+        )
+
+
+@frozen
+class Limits:
+    """Every limit on connections: the process's, each account's and each endpoint's.
+
+    `account_caps` are accounts' own limits: a value set there replaces `per_account`'s.
+    `connect_burst` holds for every rate.
+    """
+
+    whole: Cap = Cap()
+    connect_burst: int = 1
+    per_account: Cap = Cap()
+    per_endpoint: Cap = Cap()
+    account_caps: Mapping[str, Cap] = field(factory=dict)
+
+    def of_account(self, account: str) -> Cap:
+        """Return what holds for one account."""
+        return self.account_caps.get(account, Cap()).or_else(self.per_account)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ import trio
 from attrs import define, field
 
 from hypermux.core.limiter import Allocator, Rank
-from hypermux.model.accounts import SourceId
+from hypermux.model.accounts import Limits, SourceId
+
+log = logging.getLogger("hypermux.limits")
 
 
 @define(eq=False)
@@ -21,19 +24,23 @@ class Gate:
     _waiting: dict[SourceId, trio.Event] = field(factory=dict)
     _changed: trio.Event = field(factory=trio.Event)
 
-    async def permit(self, source: SourceId, address: str, rank: Rank) -> None:
+    async def permit(
+        self, source: SourceId, address: str, rank: Rank, *, handover: bool = False
+    ) -> None:
         """Return when `source` may dial `address`; its slot is held until `release`.
 
-        Cancelled while waiting, it holds nothing.
+        With `handover` it goes on with the slot that it holds, and waits for the rates alone.
+        Cancelled while waiting, it holds no more than before.
         """
         granted = self._waiting[source] = trio.Event()
-        self.allocator.request(source, address, rank, trio.current_time())
+        self.allocator.request(source, address, rank, trio.current_time(), handover=handover)
         self._grant()
         try:
             await granted.wait()
         except trio.Cancelled:
             if granted.is_set():
-                self.release(source)
+                if not handover:
+                    self.release(source)
             else:
                 del self._waiting[source]
                 self.allocator.withdraw(source)
@@ -43,6 +50,29 @@ class Gate:
         """Give the slot of `source` back; who waits for it is woken at once."""
         self.allocator.release(source)
         self._grant()
+
+    def contested(self, source: SourceId) -> bool:
+        """Say whether the slot of `source`, given back, would go to another that holds none."""
+        return self.allocator.contested(source)
+
+    def succeeded(self, source: SourceId) -> None:
+        """Tell that the source's dial was accepted."""
+        with self.changing() as allocator:
+            told = allocator.succeeded(source, trio.current_time())
+        if told is not None:
+            log.info(told)
+
+    def throttled(self, source: SourceId, dialed_at: float, retry_after_s: float | None) -> None:
+        """Tell that the server asked for fewer dials; see `Allocator.throttled`."""
+        with self.changing() as allocator:
+            told = allocator.throttled(source, dialed_at, retry_after_s, trio.current_time())
+        if told is not None:
+            log.warning(told)
+
+    def change(self, limits: Limits) -> list[SourceId]:
+        """Go on with other limits; return who must give back all the slots that it holds."""
+        with self.changing() as allocator:
+            return allocator.change(limits, trio.current_time())
 
     @contextmanager
     def changing(self) -> Iterator[Allocator]:

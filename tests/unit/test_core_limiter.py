@@ -6,6 +6,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from allocators import HOST, allocator, ask, names, src
 from attrs import define, field
 from hypothesis import strategies as st
 
@@ -13,43 +14,6 @@ from hypermux.core.limiter import PATIENCE_S, Allocator, Rank
 from hypermux.core.rates import Gcra
 from hypermux.model.accounts import Cap, SourceId
 from hypermux.model.errors import HypermuxError
-
-HOST = "host:1"
-
-
-def allocator(
-    max_connections: int | None = None,
-    connect_rate: float | None = None,
-    connect_burst: int = 1,
-    per_account: Cap = Cap(),  # noqa: B008
-    per_endpoint: Cap = Cap(),  # noqa: B008
-    account_caps: dict[str, Cap] | None = None,
-) -> Allocator:
-    return Allocator(
-        max_connections=max_connections,
-        connect_rate=connect_rate,
-        connect_burst=connect_burst,
-        per_account=per_account,
-        per_endpoint=per_endpoint,
-        account_caps=account_caps or {},
-        now=0.0,
-    )
-
-
-def src(name: str) -> SourceId:
-    """Return the source "account/region"."""
-    account, _, region = name.partition("/")
-    return SourceId(account, region)
-
-
-def names(sources: list[SourceId]) -> list[str]:
-    return [str(source) for source in sources]
-
-
-def ask(limiter: Allocator, *wanted: str, rank: Rank = Rank.NEW, host: str = HOST) -> None:
-    for name in wanted:
-        limiter.request(src(name), host, rank, 0.0)
-
 
 # -- Gcra
 
@@ -316,11 +280,16 @@ def test_the_throttled_rate_has_a_floor_and_recovers() -> None:
     assert limiter.grant(103.0) == []
     assert limiter.why(src("a/2")) == "waits for the connect rate of endpoint host:1 for account a"
     assert limiter.next_at(103.0) == pytest.approx(161.5)
-    limiter.succeeded(src("a/1"), 103.0)  # a twentieth of 8 per second more than the floor
+    # Dialed before the rate fell last: what comes of it says nothing about the lower rate.
+    assert limiter.succeeded(src("a/1"), 103.0) is None
+    assert limiter.next_at(103.0) == pytest.approx(161.5)
+    limiter.succeeded(src("a/9"), 103.0)  # a twentieth of 8 per second more than the floor
     left = (161.5 - 103.0) / 60.0
     assert limiter.next_at(103.0) == pytest.approx(103.0 + left / (0.4 + 1 / 60))
-    for _ in range(19):
-        limiter.succeeded(src("a/1"), 103.0)
+    told = [limiter.succeeded(src("a/9"), 103.0) for _ in range(19)]
+    assert told[:-1] == [None] * 18
+    assert told[-1] == "endpoint host:1 for account a accepts connections at 8/s again"
+    assert limiter.rates(103.0) == []
     assert names(limiter.grant(103.0)) == ["a/2"]
 
 

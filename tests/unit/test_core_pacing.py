@@ -5,29 +5,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypermux.core.pacing import Pacer
-from hypermux.model.accounts import Cap
+from hypermux.model.accounts import Cap, Limits
 
 
 def pacer(rate: float | None = 10.0, burst: int = 3, **accounts: float) -> Pacer:
-    return Pacer(
-        connect_rate=rate,
+    limits = Limits(
+        whole=Cap(connect_rate=rate),
         connect_burst=burst,
         per_account=Cap(connect_rate=4.0),
         per_endpoint=Cap(connect_rate=5.0),
         account_caps={name: Cap(connect_rate=value) for name, value in accounts.items()},
-        now=0.0,
     )
+    return Pacer(limits, 0.0)
 
 
 def test_without_limits_nothing_waits() -> None:
-    free = Pacer(
-        connect_rate=None,
-        connect_burst=1,
-        per_account=Cap(),
-        per_endpoint=Cap(),
-        account_caps={},
-        now=0.0,
-    )
+    free = Pacer(Limits(), 0.0)
     assert [free.reserve("a", "h:1", 7.0) for _ in range(3)] == [7.0] * 3
 
 

@@ -16,7 +16,7 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Allocator
 from hypermux.core.verdicts import Judgement
-from hypermux.model.accounts import Cap, Credential, Endpoint, Secret, SourceId
+from hypermux.model.accounts import Cap, Credential, Endpoint, Limits, Secret, SourceId
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event, Gap, Item, StateChange
 from hypermux.upstream.connection import Connection
@@ -145,17 +145,7 @@ async def play(*attempts: Attempt, seconds: float = 3600.0, outage: Outage | Non
     clock = StreamClock(trio.current_time, lambda: 1_000 * SECOND)
     tape, script, keys = Tape(clock), Script(list(attempts)), Keys()
     rng = random.Random(1)
-    gate = Gate(
-        Allocator(
-            max_connections=10,
-            connect_rate=10.0,
-            connect_burst=5,
-            per_account=Cap(),
-            per_endpoint=Cap(),
-            account_caps={},
-            now=start_s,
-        )
-    )
+    gate = Gate(Allocator(Limits(Cap(10, 10.0), 5), start_s))
     connection = Connection(
         source=SOURCE,
         gate=gate,

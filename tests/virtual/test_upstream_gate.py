@@ -7,24 +7,14 @@ import trio
 import trio.testing
 
 from hypermux.core.limiter import Allocator, Rank
-from hypermux.model.accounts import Cap, SourceId
+from hypermux.model.accounts import Cap, Limits, SourceId
 from hypermux.upstream.gate import Gate
 
 A, B, C = (SourceId(name, "r") for name in "abc")
 
 
 def gate(slots: int = 1, rate: float | None = None, burst: int = 1) -> Gate:
-    return Gate(
-        Allocator(
-            max_connections=slots,
-            connect_rate=rate,
-            connect_burst=burst,
-            per_account=Cap(),
-            per_endpoint=Cap(),
-            account_caps={},
-            now=trio.current_time(),
-        )
-    )
+    return Gate(Allocator(Limits(Cap(slots, rate), burst), trio.current_time()))
 
 
 async def test_a_freed_slot_goes_to_who_waits(autojump_clock: trio.testing.MockClock) -> None:

@@ -8,7 +8,7 @@ import trio.testing
 from attrs import define, field
 
 from hypermux.core.pacing import Pacer
-from hypermux.model.accounts import Cap, Endpoint, Tls
+from hypermux.model.accounts import Cap, Endpoint, Limits, Tls
 from hypermux.upstream.pacing import PacedDialer
 
 ENDPOINT = Endpoint.parse("wss://router.test/events/ws")
@@ -29,14 +29,7 @@ class SlowDialer:
 
 
 def pacer(now: float) -> Pacer:
-    return Pacer(
-        connect_rate=2.0,
-        connect_burst=1,
-        per_account=Cap(),
-        per_endpoint=Cap(),
-        account_caps={},
-        now=now,
-    )
+    return Pacer(Limits(Cap(connect_rate=2.0)), now)
 
 
 async def test_connections_that_are_ready_at_once_are_used_at_the_rate(
