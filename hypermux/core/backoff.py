@@ -46,6 +46,12 @@ def probe_delay(probe: int, *, rng: Random) -> float:
     return min(PROBE_MAX_S, delay * (1.0 + PROBE_SPREAD * rng.random()))
 
 
+def spread(range_s: tuple[float, float], *, max_s: float, rng: Random) -> float:
+    """Return a delay in seconds drawn from `range_s`, which `max_s` cuts off."""
+    least_s, most_s = range_s
+    return rng.uniform(min(least_s, max_s), min(most_s, max_s))
+
+
 def retry_after(asked_s: float) -> float:
     """Return what of a server's `Retry-After` (seconds) is honoured."""
     return min(max(asked_s, 0.0), MAX_RETRY_AFTER_S)

@@ -45,6 +45,9 @@ _CLOSE_NAMES = {
     1012: "service restart",
     1013: "try again later",
     1014: "bad gateway",
+    3000: "unauthorized",
+    3003: "forbidden",
+    3008: "timeout",
 }
 NO_STATUS = 1005
 

@@ -5,10 +5,17 @@ Rules
 - The attempt counter resets when a connection has been healthy for a while, not when it opens: a
   server that accepts and drops at once is backed off from like one that refuses.
 - Refused for good (denied, untrusted, misconfigured): never retried hot, looked at again after
-  15 min, doubling to 6 h; whoever mends the cause may end the pause early.
-- A skewed clock earns one more attempt with the server's time; skewed again, it is denied. Each
-  probe earns it anew: once the key is mended too, the clock alone must not keep the source out.
-- `Retry-After` is honoured to 1 h, plus jitter, so that an account's sources do not come at once.
+  15 min, doubling to 6 h. Whoever mends the cause ends the pause early (`mended`).
+- What has worked is not given up at the first refusal. A 404, a redirect, a page in HTML or a
+  strange certificate from where a source was healthy before is more often a router being redeployed
+  than a configuration gone wrong: PATIENCE of them are backed off from first. And when a healthy
+  connection is closed as refused, its key was good a moment ago: one ordinary attempt tells what it
+  is now.
+- A clock that we signed wrong with earns one more attempt with the server's time; skewed again, the
+  source is denied. It is earned anew by a connection that opens and by whatever mends the cause,
+  not by a probe: the correction is kept, so a probe is signed with it anyway.
+- `Retry-After` is honoured to 1 h, plus jitter, so that an account's sources do not come at once,
+  and a judgement's `away_s` up to the longest backoff that the operator allows.
 """
 
 from __future__ import annotations
@@ -49,12 +56,16 @@ _PAUSES = (
 )
 _END = (State.STOPPED,)
 
+# About five minutes of backoff: longer than most redeploys, and no more than a dial every 20 s.
+PATIENCE = 16
+
 # From each state, where it may go. A failure can come while waiting: a key that cannot be read.
+# What is live has worked: its refusals lead to an attempt first.
 TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     State.WAITING: (State.DIALING, *_PAUSES, *_END),
     State.DIALING: (State.PROVING, State.DRAINING, *_PAUSES, *_END),
     State.PROVING: (State.LIVE, State.DRAINING, *_PAUSES, *_END),
-    State.LIVE: (State.DRAINING, *_PAUSES, *_END),
+    State.LIVE: (State.DRAINING, State.BACKING_OFF, State.THROTTLED, *_END),
     State.DRAINING: (State.WAITING, *_PAUSES, *_END),
     **dict.fromkeys(_PAUSES, (State.WAITING, *_END)),
     State.STOPPED: (),
@@ -69,6 +80,8 @@ _PAUSE_OF: Mapping[Verdict, State] = {
     Verdict.UNTRUSTED: State.UNTRUSTED,
     Verdict.MISCONFIGURED: State.MISCONFIGURED,
 }
+# What a proven source meets with patience.
+_PATIENT = frozenset({State.UNTRUSTED, State.MISCONFIGURED})
 
 
 @frozen
@@ -96,10 +109,18 @@ class Lifecycle:
     _opened_s: float | None = field(default=None, init=False)
     _refusals: int = field(default=0, init=False)
     _skew_tried: bool = field(default=False, init=False)
+    _proven: bool = field(default=False, init=False)  # has been healthy as it is configured
+    _patience: int = field(default=PATIENCE, init=False)
 
     def waiting(self, now: float) -> None:
-        """Wait for a permit: a pause is over, or was cut short by a changed configuration."""
+        """Wait for a permit: a pause is over."""
         self._enter(State.WAITING, now)
+
+    def mended(self, now: float) -> None:
+        """Wait for a permit: the cause of a pause may be gone, a key or a file was changed."""
+        self._enter(State.WAITING, now)
+        self._forget()
+        self._skew_tried = False
 
     def dialing(self, now: float) -> None:
         """Dial: the permit came."""
@@ -114,6 +135,7 @@ class Lifecycle:
     def healthy(self, now: float) -> None:
         """The connection has been healthy for `reset_after_s`: forget the failures before it."""
         self._enter(State.LIVE, now)
+        self._proven = True
         self._forget()
 
     def draining(self, now: float) -> None:
@@ -139,16 +161,25 @@ class Lifecycle:
         `retry_after_s` is the server's own wish, in seconds from now.
         """
         self._credit_health(now)
+        was_healthy = self.state is State.LIVE or self._healthy_by(now)
         state = _PAUSE_OF[judgement.verdict]
         if judgement.verdict is Verdict.SKEWED:
             if self._skew_tried:
                 state = State.DENIED
-            self._skew_tried = not self._skew_tried
+            self._skew_tried = True
+        elif state is State.DENIED and was_healthy:
+            state = State.BACKING_OFF
+        elif state in _PATIENT and self._proven and self._patience > 0:
+            self._patience -= 1
+            state = State.BACKING_OFF
         self._enter(state, now)
         if state in (State.BACKING_OFF, State.THROTTLED):
             delay_s = backoff.full_jitter(
                 self.attempt, min_s=self._min_s, max_s=self._max_s, rng=self._rng
             )
+            if judgement.away_s is not None:
+                away_s = backoff.spread(judgement.away_s, max_s=self._max_s, rng=self._rng)
+                delay_s = max(delay_s, away_s)
             if retry_after_s is not None:
                 delay_s += backoff.retry_after(retry_after_s)
         else:
@@ -157,14 +188,19 @@ class Lifecycle:
         self.attempt += 1
         return Pause(state, delay_s)
 
-    def _credit_health(self, now: float) -> None:
+    def _healthy_by(self, now: float) -> bool:
         healthy_at = self.healthy_at()
-        if healthy_at is not None and now >= healthy_at:
+        return healthy_at is not None and now >= healthy_at
+
+    def _credit_health(self, now: float) -> None:
+        if self._healthy_by(now):
+            self._proven = True
             self._forget()
 
     def _forget(self) -> None:
         self.attempt = 0
         self._refusals = 0
+        self._patience = PATIENCE
 
     def _enter(self, state: State, now: float) -> None:
         if state not in TRANSITIONS[self.state]:

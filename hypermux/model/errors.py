@@ -93,6 +93,7 @@ class ConfigurationFault(HypermuxError):
 class FailureKind(StrEnum):
     """What ended a connection attempt, in the transport's terms."""
 
+    SHORTAGE = "shortage"  # this computer has no descriptor or memory left for it
     RESOLVE = "resolve"  # the name has no address
     CONNECT = "connect"  # refused, unreachable, no such socket, permission denied
     TIMEOUT = "timeout"  # a stage of the dial took too long

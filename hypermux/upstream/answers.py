@@ -17,6 +17,7 @@ from hypermux.upstream.transport import Trust
 MAX_BODY = 4096
 # The body only explains a refusal that is known already: not worth the whole dial deadline.
 BODY_PATIENCE_S = 2.0
+_MAX_LOCATION = 200
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -55,6 +56,8 @@ def http_failure(status: int, headers: Headers, body: bytes, *, who: str, trust:
         said = str(status)
     message = _message(text)
     detail = f"{who} answered {said}{f': {message}' if message else ''}"
+    if 300 <= status < 400 and (elsewhere := _location(headers)):
+        detail = f"{who} answered {said}, to {elsewhere}: not followed, write that as the endpoint"
     if status == 400 and "HTTP request to an HTTPS server" in text:
         detail = (
             f"{who} wants TLS on this port: use wss:// or https://,"
@@ -93,6 +96,12 @@ def _message(text: str) -> str:
 
 def _find(headers: Headers, name: bytes) -> str | None:
     return next((v.decode("latin-1").strip() for n, v in headers if n.lower() == name), None)
+
+
+def _location(headers: Headers) -> str:
+    """Return where a redirect points, without its query, which may hold anything."""
+    place, question, _ = (_find(headers, b"location") or "").partition("?")
+    return printable(f"{place}?…" if question else place, _MAX_LOCATION)
 
 
 def _http_date_ns(text: str | None) -> int | None:

@@ -16,6 +16,7 @@ from attrs import define, field
 
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
+from hypermux.core.correction import Corrections
 from hypermux.core.decoding import decode_batch
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle, State
@@ -67,10 +68,10 @@ class Connection:
     observer: Observer
     outage: Outage | None
     utc_ns: Callable[[], int]
+    corrections: Corrections = field(factory=Corrections)
     counters: Counters = field(factory=Counters)
     link: Link | None = None
     teller: Teller = field(init=False)
-    _sign_offset_s: float = 0.0
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
@@ -82,7 +83,7 @@ class Connection:
         self.teller.begin()
         try:
             while True:
-                await self.gate.permit(self.source.id, self.source.endpoint.address, rank)
+                await self.gate.permit(self.source.id, self._address, rank)
                 try:
                     link = await self._connected()
                     # The limiter hears of a refusal before the slot goes to the next in line.
@@ -99,8 +100,9 @@ class Connection:
         """Run a link to its end, and return it."""
         self.lifecycle.dialing(trio.current_time())
         self.observer.dialing(self.source)
-        link = self.link = Link(self.source, self, trio.current_time())
-        await link.run(self.keys, self.transport, self._sign_offset_s)
+        offset_ns = self.corrections.of(self._address)
+        link = self.link = Link(self.source, self, trio.current_time(), offset_ns)
+        await link.run(self.keys, self.transport)
         return link
 
     def _fell(self, link: Link) -> float:
@@ -110,22 +112,31 @@ class Connection:
         judgement = judge(
             failure,
             secure=trust_of(self.source.endpoint, self.source.tls) == "verified",
-            # The time that it was signed with: a clock that was mended meanwhile is skewed anew.
-            now_utc_ns=self.utc_ns() + round(self._sign_offset_s * 1e9),
+            now_utc_ns=self.utc_ns(),
+            signed_offset_ns=link.sign_offset_ns,
             opened=link.accepted is not None,
         )
         pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
-        if judgement.offset_ns is not None:
-            self._sign_offset_s += judgement.offset_ns / 1e9
-        if pause.state is State.DENIED:
+        if judgement.verdict is Verdict.DENIED or pause.state is State.DENIED:
             self.keys.refused(self.source, link.credential)
-            self._sign_offset_s = 0.0
         if judgement.verdict is Verdict.THROTTLED:
             with self.gate.changing() as allocator:
                 allocator.throttled(self.source.id, link.dialed_at, failure.retry_after_s, now)
         self.teller.down(link, judgement)
+        if judgement.offset_ns is not None:
+            self._corrected(self.corrections.refused(self._address, judgement.offset_ns))
         self.observer.failed(self.source, judgement, failure)
         return pause.delay_s
+
+    def _corrected(self, news: bool) -> None:
+        """Tell of a changed correction of our own clock, once for all sources that share it."""
+        if news:
+            offset_ns = self.corrections.of(self._address)
+            log.warning("%s: %s", self.source.id, self.teller.correction(offset_ns))
+
+    @property
+    def _address(self) -> str:
+        return self.source.endpoint.address
 
     def _stopped(self) -> None:
         """Record the end: a source that was up is down from now, by our own doing."""
@@ -146,6 +157,9 @@ class Connection:
             allocator.succeeded(self.source.id, now)
         link.opened_ns = link.heard_ns = self.clock.now_ns()
         self.teller.up(opened)
+        if opened.date_ns is not None and opened.trust == "verified":
+            offset_ns = opened.date_ns - self.utc_ns()
+            self._corrected(self.corrections.accepted(self._address, offset_ns))
         self.observer.opened(self.source)
 
     def link_heard(self, link: Link) -> None:

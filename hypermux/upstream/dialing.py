@@ -8,7 +8,6 @@ file of it has changed; a disk that hangs holds up those alone who need a file o
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import ssl
@@ -27,8 +26,6 @@ from hypermux.upstream.transport import Trust
 
 # Threads for names, and as many for certificates: a few slow ones must not stop all others.
 _THREADS = 16
-# Our own shortage, which says nothing about a file or a certificate, and passes.
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # RFC 8305: how long an address may keep the next one waiting.
 _STAGGER_S = 0.25
 # A dead host is noticed after 15 + 3 x 5 s: Docker's stream has no ping of its own.
@@ -83,8 +80,7 @@ class SocketDialer:
             try:
                 return await trio.open_unix_socket(path)
             except (OSError, ValueError) as exc:
-                failure = Failure(FailureKind.CONNECT, faults.unix_words(path, exc))
-                raise ConnectionFailed(failure) from exc
+                raise ConnectionFailed(faults.unix_failure(path, exc)) from exc
         raise self._too_slow(f"connecting to {path}")
 
     async def _resolve(self, endpoint: Endpoint) -> list[Address]:
@@ -97,8 +93,7 @@ class SocketDialer:
                     look_up, limiter=self._resolving, abandon_on_cancel=True
                 )
         except (OSError, UnicodeError) as exc:
-            failure = Failure(FailureKind.RESOLVE, faults.resolve_words(endpoint.host, exc))
-            raise ConnectionFailed(failure) from exc
+            raise ConnectionFailed(faults.resolve_failure(endpoint.host, exc)) from exc
         return _interleave([(family, address) for family, _, _, _, address in found])
 
     async def _context(self, tls: Tls) -> ssl.SSLContext:
@@ -207,8 +202,7 @@ async def _connect(addresses: list[Address], name: str) -> trio.SocketStream:
         raise
     if won:
         return won[0]
-    words = "; ".join(dict.fromkeys(faults.os_words(error) for error in errors))
-    raise ConnectionFailed(Failure(FailureKind.CONNECT, f"{name}: {words}"))
+    raise ConnectionFailed(faults.connect_failure(name, errors))
 
 
 def _interleave(addresses: list[Address]) -> list[Address]:
@@ -271,10 +265,9 @@ def _loaded(path: str, wrong: str, load: Callable[..., Any], *args: Any, **optio
 
 
 def _unreadable(path: str, exc: OSError) -> ConnectionFailed:
-    words = f"cannot be read: {faults.os_words(exc)}"
-    if exc.errno in _SHORTAGES:
-        return ConnectionFailed(Failure(FailureKind.CONNECT, f"the file {path} {words}"))
-    return _tls_file(path, words)
+    if exc.errno in faults.SHORTAGES:
+        return ConnectionFailed(faults.shortage(exc, f"reading {path}"))
+    return _tls_file(path, f"cannot be read: {faults.os_words(exc)}")
 
 
 def _tls_file(path: str, wrong: str) -> ConnectionFailed:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
+from collections.abc import Sequence
 
 import trio
 
 from hypermux.core.wording import printable
 from hypermux.model.accounts import Endpoint
 from hypermux.model.errors import Failure, FailureKind
+
+# Our own want, which says nothing about the peer, a file or a certificate, and passes.
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 def broken(exc: trio.BrokenResourceError, *, opened: bool) -> Failure:
@@ -80,6 +85,33 @@ def _lower(reason: str) -> str:
     return reason.lower().replace("_", " ")
 
 
+def connect_failure(name: str, errors: Sequence[OSError]) -> Failure:
+    """Return why none of the addresses of `name` could be connected to.
+
+    Our own want of descriptors or memory says nothing about them.
+    """
+    short = next((error for error in errors if error.errno in SHORTAGES), None)
+    if short is not None:
+        return shortage(short, f"connecting to {name}")
+    words = "; ".join(dict.fromkeys(map(os_words, errors)))
+    return Failure(FailureKind.CONNECT, f"{name}: {words}")
+
+
+def shortage(exc: OSError, doing: str) -> Failure:
+    """Return the failure of having too little for what was begun."""
+    return Failure(FailureKind.SHORTAGE, f"{os_words(exc)} (while {doing})")
+
+
+def resolve_failure(host: str, exc: Exception) -> Failure:
+    """Return why `host` has no address. The resolver does not tell when it lacked a descriptor."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as short:
+        if short.errno in SHORTAGES:
+            return shortage(short, f"looking up {host}")
+    return Failure(FailureKind.RESOLVE, resolve_words(host, exc))
+
+
 def resolve_words(host: str, exc: Exception) -> str:
     """Return why `host` has no address."""
     if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
@@ -101,8 +133,18 @@ def os_words(exc: OSError) -> str:
         errno.ENOENT: "no such file",
         errno.EACCES: "permission denied",
         errno.EMFILE: "too many open files: raise `ulimit -n`",
+        errno.ENFILE: "the system has too many open files",
+        errno.ENOMEM: "the system is out of memory",
+        errno.ENOBUFS: "the system is out of memory for connections",
     }
     return known.get(exc.errno or 0) or printable(exc.strerror or str(exc))
+
+
+def unix_failure(path: str, exc: Exception) -> Failure:
+    """Return why the unix socket `path` could not be connected to."""
+    if isinstance(exc, OSError) and exc.errno in SHORTAGES:
+        return shortage(exc, f"connecting to {path}")
+    return Failure(FailureKind.CONNECT, unix_words(path, exc))
 
 
 def unix_words(path: str, exc: Exception) -> str:

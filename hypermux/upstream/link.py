@@ -67,11 +67,13 @@ class Link:
     """One connection. Monotonic times are seconds, stream times nanoseconds since 1970.
 
     `failure` is set when it has `ended`. `more`: its last read did not empty its socket.
+    `sign_offset_ns` is added to our clock for its signature.
     """
 
     source: Source
     owner: Owner
     dialed_at: float
+    sign_offset_ns: int = 0
     credential: Credential | None = field(default=None, repr=False)
     accepted: Opened | None = None
     opened_ns: int = 0
@@ -81,11 +83,11 @@ class Link:
     ended: trio.Event = field(factory=trio.Event)
     _scope: trio.CancelScope = field(factory=trio.CancelScope)
 
-    async def run(self, keys: Keys, transport: Transport, sign_offset_s: float) -> None:
+    async def run(self, keys: Keys, transport: Transport) -> None:
         """Dial, and read until the end."""
         try:
             with self._scope:
-                self.failure = await self._attempt(keys, transport, sign_offset_s)
+                self.failure = await self._attempt(keys, transport)
         finally:
             if self.failure is None:
                 self.failure = Failure(FailureKind.EOF, "ended by hypermux")
@@ -93,10 +95,10 @@ class Link:
             self.ended.set()
             self.owner.link_ended(self)
 
-    async def _attempt(self, keys: Keys, transport: Transport, sign_offset_s: float) -> Failure:
+    async def _attempt(self, keys: Keys, transport: Transport) -> Failure:
         try:
             self.credential = await keys.get(self.source)
-            await transport(self.source, self.credential, self, sign_offset_s)
+            await transport(self.source, self.credential, self, self.sign_offset_ns / 1e9)
         except ConnectionFailed as error:
             return error.failure
         except ConfigurationFault as error:

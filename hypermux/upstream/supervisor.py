@@ -12,6 +12,7 @@ from attrs import define, field
 from hypermux.config import credentials
 from hypermux.config.settings import ConnectionSettings, Settings, Source
 from hypermux.core.clock import StreamClock
+from hypermux.core.correction import Corrections
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.pacing import Pacer
@@ -137,6 +138,7 @@ class Supervisor:
         keys: Keys = KeyRing()
         transports = Transports(self.dialer, pacer, settings.connection, self.utc_ns, self.rng)
         backoff = settings.connection.backoff
+        corrections = Corrections()
         configured_ns = self.clock.now_ns()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(gate.run)
@@ -158,5 +160,6 @@ class Supervisor:
                     observer=self.observer,
                     outage=self.outages.get(source.id, Outage(configured_ns, "start")),
                     utc_ns=self.utc_ns,
+                    corrections=corrections,
                 )
                 nursery.start_soon(connection.run, name=f"source {source.id}")

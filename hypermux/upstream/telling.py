@@ -76,6 +76,18 @@ class Teller:
             self._fall(link, cause)
             self._tell(None, cause, reason)
 
+    def correction(self, offset_ns: int) -> str:
+        """Tell that requests are signed with our time plus `offset_ns`; return the sentence."""
+        reason = "our clock is right again: requests are signed with it"
+        if offset_ns:
+            way = "behind" if offset_ns > 0 else "ahead of"
+            reason = (
+                f"our clock is {abs(offset_ns) / 1e9:.0f} s {way} the server's:"
+                " requests are signed with the server's time; set ours right"
+            )
+        self._deliver([StateChange("clock", reason)])
+        return reason
+
     def _fall(self, link: Link, cause: str) -> None:
         known_ns = self._known_ns(link)
         orderly = link.failure is None or link.failure.kind in _ORDERLY

@@ -49,3 +49,13 @@ def test_probes_double_from_a_quarter_of_an_hour_to_six(probe: int, shortest: fl
 )
 def test_retry_after_is_honoured_to_an_hour(asked: float, honoured: float) -> None:
     assert backoff.retry_after(asked) == honoured
+
+
+def test_a_spread_is_drawn_from_its_range_and_cut_by_the_longest_backoff() -> None:
+    drawn = [backoff.spread((5.0, 30.0), max_s=60.0, rng=Random(seed)) for seed in range(300)]
+    assert 5.0 <= min(drawn) < 6.0
+    assert 29.0 < max(drawn) <= 30.0
+    cut = [backoff.spread((5.0, 30.0), max_s=10.0, rng=Random(seed)) for seed in range(300)]
+    assert 5.0 <= min(cut) < 6.0
+    assert 9.5 < max(cut) <= 10.0
+    assert backoff.spread((5.0, 30.0), max_s=1.0, rng=Random(1)) == 1.0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from hypermux.core import verdicts
-from hypermux.core.lifecycle import TRANSITIONS, Lifecycle, State
+from hypermux.core.lifecycle import PATIENCE, TRANSITIONS, Lifecycle, State
 from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.errors import Failure, FailureKind, HypermuxError
 
@@ -28,19 +28,15 @@ CLOSE = FailureKind.CLOSE
     [
         (HTTP, [401, 403], Verdict.DENIED, "denied"),
         (HTTP, [429], Verdict.THROTTLED, "throttled"),
-        (HTTP, [408, 425, 500, 501, 502, 503, 504, 599], Verdict.RETRY, "refused"),
-        (HTTP, [400, 402, 404, 405, 406, 407, 410, 421, 426, 431, 451, 499], None, None),
+        (HTTP, [408, 421, 425, 500, 501, 502, 503, 504, 599], Verdict.RETRY, "refused"),
+        (HTTP, [400, 402, 404, 405, 406, 407, 410, 422, 426, 431, 451, 499], None, None),
         (HTTP, [None, 0, -7, 100, 103, 200, 204, 299, 301, 307, 399, 600, 999999], None, None),
-        (CLOSE, [1008], Verdict.DENIED, "denied"),
+        (CLOSE, [1008, 3000, 3003], Verdict.DENIED, "denied"),
         (CLOSE, [1013], Verdict.THROTTLED, "throttled"),
-        (CLOSE, [1000, 1001, 1005, 1006, 1011, 1012], Verdict.RETRY, "closed"),
-        (CLOSE, [3000, 3003, 3999, 4000, 4003, 4999], Verdict.RETRY, "closed"),
-        (
-            CLOSE,
-            [None, 0, 1002, 1003, 1007, 1009, 1010, 1014, 2999, 65535],
-            Verdict.RETRY,
-            "closed",
-        ),
+        (CLOSE, [1000, 1001, 1005, 1011, 1012, 1014], Verdict.RETRY, "closed"),
+        (CLOSE, [1002, 1003, 1007, 1009, 1010], Verdict.RETRY, "closed"),
+        (CLOSE, [3001, 3002, 3004, 3008, 3999, 4000, 4003, 4999], Verdict.RETRY, "closed"),
+        (CLOSE, [None, 0, 999, 1004, 1006, 1015, 1016, 2999, 5000, 65535], Verdict.RETRY, "closed"),
     ],
 )
 @pytest.mark.parametrize("opened", [False, True])
@@ -61,6 +57,7 @@ def test_every_code_has_its_verdict(
 @pytest.mark.parametrize(
     ("kind", "verdict", "cause"),
     [
+        (FailureKind.SHORTAGE, Verdict.RETRY, "shortage"),
         (FailureKind.RESOLVE, Verdict.RETRY, "unreachable"),
         (FailureKind.CONNECT, Verdict.RETRY, "unreachable"),
         (FailureKind.TIMEOUT, Verdict.RETRY, "timeout"),
@@ -108,6 +105,30 @@ def test_every_failure_whatever_it_is_gets_a_verdict(
     assert (judgement.verdict is Verdict.SKEWED) == (judgement.offset_ns is not None)
 
 
+def test_each_row_has_a_sentence_of_its_own() -> None:
+    for rows in (verdicts.HTTP_ROWS, verdicts.CLOSE_ROWS, verdicts.KIND_ROWS.values()):
+        said = [row.meaning for row in rows]
+        assert len(said) - len(set(said)) <= 1, "only 400 says what the rest of the 4xx say"
+
+
+@pytest.mark.parametrize("code", [1012, 1013])
+def test_who_asks_for_time_gets_it(code: int) -> None:
+    judgement = judge(Failure(CLOSE, "x", code), secure=True, now_utc_ns=NOW, opened=True)
+    delays = []
+    for seed in range(200):
+        life = lifecycle(seed)
+        life.dialing(0.0)
+        life.opened(0.0)
+        delays.append(life.failed(judgement, 1.0).delay_s)
+    assert 5.0 <= min(delays) < 7.0
+    assert 28.0 < max(delays) <= 30.0
+    # The operator's longest backoff counts for it too.
+    hasty = Lifecycle(min_s=0.1, max_s=2.0, reset_after_s=60.0, rng=Random(1))
+    hasty.dialing(0.0)
+    hasty.opened(0.0)
+    assert hasty.failed(judgement, 1.0).delay_s == 2.0
+
+
 def test_the_rows_are_in_order_and_the_last_holds_all() -> None:
     for rows in (verdicts.HTTP_ROWS, verdicts.CLOSE_ROWS):
         assert all(row.first <= row.last for row in rows)
@@ -120,6 +141,9 @@ def test_the_rows_are_in_order_and_the_last_holds_all() -> None:
 MINUTE = 60 * S
 
 
+DAY = 24 * 60 * MINUTE
+
+
 @pytest.mark.parametrize(
     ("offset_ns", "skewed"),
     [
@@ -127,7 +151,12 @@ MINUTE = 60 * S
         (-4 * MINUTE, True),
         (4 * MINUTE - 1, False),
         (1 - 4 * MINUTE, False),
-        (-3600 * 24 * 365 * S, True),
+        (3 * MINUTE + 59 * S, False),
+        (DAY, True),
+        (-DAY, True),
+        (DAY + MINUTE, True),
+        (DAY + MINUTE + 1, False),
+        (-DAY - MINUTE - 1, False),
         (0, False),
     ],
 )
@@ -143,6 +172,16 @@ def test_a_401_with_a_far_date_is_skewed(offset_ns: int, skewed: bool) -> None:
     assert judge(other, secure=True, now_utc_ns=NOW).verdict is Verdict.DENIED
 
 
+def test_what_counts_is_the_time_that_was_signed_with() -> None:
+    failure = Failure(HTTP, "x", 401, date_ns=NOW + 600 * S)
+    corrected = judge(failure, secure=True, now_utc_ns=NOW, signed_offset_ns=599 * S)
+    assert corrected.verdict is Verdict.DENIED
+    mended = Failure(HTTP, "x", 401, date_ns=NOW + S)
+    judgement = judge(mended, secure=True, now_utc_ns=NOW, signed_offset_ns=-600 * S)
+    assert (judgement.verdict, judgement.offset_ns) == (Verdict.SKEWED, S)
+    assert judgement.reason == "our clock is right again and its correction was not: x"
+
+
 def test_a_skewed_clock_says_which_way() -> None:
     ahead = Failure(HTTP, "401", 401, date_ns=NOW - 300 * S)
     assert judge(ahead, secure=True, now_utc_ns=NOW).reason == (
@@ -151,6 +190,10 @@ def test_a_skewed_clock_says_which_way() -> None:
     behind = Failure(HTTP, "401", 401, date_ns=NOW + 300 * S)
     assert judge(behind, secure=True, now_utc_ns=NOW).reason == (
         "our clock is 300 s behind the server's: 401"
+    )
+    far = Failure(HTTP, "401", 401, date_ns=NOW + 3 * DAY)
+    assert judge(far, secure=True, now_utc_ns=NOW).reason == (
+        "our clock is 259200 s behind the server's, too far to follow, set one of them right: 401"
     )
 
 
@@ -196,7 +239,7 @@ MAY: dict[State, set[State]] = {
     State.WAITING: {State.DIALING, State.STOPPED} | FAILURES,
     State.DIALING: {State.PROVING, State.DRAINING, State.STOPPED} | FAILURES,
     State.PROVING: {State.LIVE, State.DRAINING, State.STOPPED} | FAILURES,
-    State.LIVE: {State.DRAINING, State.STOPPED} | FAILURES,
+    State.LIVE: {State.DRAINING, State.BACKING_OFF, State.THROTTLED, State.STOPPED},
     State.DRAINING: {State.WAITING, State.STOPPED} | FAILURES,
     **{pause: {State.WAITING, State.STOPPED} for pause in FAILURES},
     State.STOPPED: set(),
@@ -208,7 +251,11 @@ def test_only_the_transitions_of_the_table_are_legal(before: State, after: State
     assert (after in TRANSITIONS[before]) == (after in MAY[before])
     life = lifecycle()
     life.state = before
-    if after in MAY[before]:
+    if before is State.LIVE and after in FAILURES - MAY[before]:
+        life._proven = True
+        ENTER[after](life)
+        assert life.state is State.BACKING_OFF
+    elif after in MAY[before]:
         ENTER[after](life)
         assert life.state is after
         assert life.since_s == 1.0
@@ -316,10 +363,71 @@ def test_a_skewed_clock_gets_one_more_attempt() -> None:
     assert life.failed(SKEWED, 1.0).state is State.BACKING_OFF
 
 
-def test_each_probe_of_a_skewed_source_earns_the_attempt_anew() -> None:
+def test_a_probe_of_a_skewed_source_earns_no_attempt_more() -> None:
     life = lifecycle()
     states = [fail(life, SKEWED) for _ in range(6)]
-    assert [state for state, _ in states] == [State.BACKING_OFF, State.DENIED] * 3
+    assert [state for state, _ in states] == [State.BACKING_OFF] + [State.DENIED] * 5
     delays = [delay for state, delay in states if state is State.DENIED]
     assert delays[0] >= 900.0
     assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(delays))
+
+
+def test_whatever_mends_the_cause_starts_anew() -> None:
+    life = lifecycle()
+    for judgement in (SKEWED, SKEWED, DENIED):
+        life.dialing(0.0)
+        life.failed(judgement, 0.0)
+        life.waiting(0.0)
+    life.dialing(0.0)
+    life.failed(DENIED, 0.0)
+    life.mended(5.0)
+    assert (life.state, life.attempt) == (State.WAITING, 0)
+    assert fail(life, SKEWED)[0] is State.BACKING_OFF
+    assert 900.0 <= fail(life, DENIED)[1] <= 990.0
+
+
+def healthy(life: Lifecycle, now: float = 0.0) -> None:
+    life.dialing(now)
+    life.opened(now)
+    life.healthy(now + 60.0)
+
+
+@pytest.mark.parametrize("word", [Verdict.MISCONFIGURED, Verdict.UNTRUSTED])
+def test_what_has_worked_is_not_given_up_at_the_first_refusal(word: Verdict) -> None:
+    new = lifecycle()
+    assert fail(new, verdict(word))[0] is not State.BACKING_OFF
+    life = lifecycle()
+    healthy(life)
+    first = life.failed(verdict(word), 61.0)
+    life.waiting(61.0)
+    pauses = [(first.state, first.delay_s)] + [fail(life, verdict(word)) for _ in range(20)]
+    states = [state for state, _ in pauses]
+    assert states[:PATIENCE] == [State.BACKING_OFF] * PATIENCE
+    assert State.BACKING_OFF not in states[PATIENCE:]
+    assert 120.0 < sum(delay for _, delay in pauses[:PATIENCE]) < 900.0
+    assert pauses[PATIENCE][1] >= 900.0
+    # Healthy again, patient again; other failures in between change nothing.
+    healthy(life, 1000.0)
+    life.failed(RETRY, 2000.0)
+    life.waiting(2000.0)
+    states = [
+        fail(life, judgement)[0] for _ in range(PATIENCE) for judgement in (verdict(word), RETRY)
+    ]
+    assert set(states) == {State.BACKING_OFF}
+    assert fail(life, verdict(word))[0] is not State.BACKING_OFF
+
+
+def test_a_healthy_connection_that_is_closed_as_refused_gets_one_ordinary_attempt() -> None:
+    life = lifecycle()
+    healthy(life)
+    assert life.failed(DENIED, 100.0).state is State.BACKING_OFF
+    life.waiting(101.0)
+    assert fail(life, DENIED, 102.0)[0] is State.DENIED
+    # Health is what counts, not who noticed it.
+    life.dialing(200.0)
+    life.opened(200.0)
+    assert life.failed(DENIED, 260.0).state is State.BACKING_OFF
+    life.waiting(261.0)
+    life.dialing(262.0)
+    life.opened(262.0)
+    assert life.failed(DENIED, 321.0).state is State.DENIED
