@@ -99,7 +99,7 @@ def _table(settings: Settings, faults: dict[str, list[Problem]]) -> Table:
             elif faults[account.name]:
                 keys = "wrong: see below"
             else:
-                keys = _way(source.credential)
+                keys = _keys(source.credential)
             cells = (
                 account.name,
                 source.id.region,
@@ -112,7 +112,19 @@ def _table(settings: Settings, faults: dict[str, list[Problem]]) -> Table:
     return table
 
 
-def _way(source: CredentialSource | None) -> str:
+def _way(account: Account) -> list[str]:
+    """Say what lies between an account and its endpoints, without what is secret of it."""
+    lines = []
+    if proxy := next((s.endpoint.proxy for s in account.sources if s.endpoint.proxy), None):
+        login = " with a password" if proxy.login else ""
+        lines.append(f"account {account.name}: through the proxy {proxy}{login}")
+    if pins := next((source.tls.pins for source in account.sources), ()):
+        beside = "" if account.sources[0].tls.verify else ", certificates not verified"
+        lines.append(f"account {account.name}: pinned to {' or '.join(pins)}{beside}")
+    return lines
+
+
+def _keys(source: CredentialSource | None) -> str:
     if source is None:
         return ""
     ways = {
@@ -138,6 +150,7 @@ def _sentences(settings: Settings, plan: Forecast) -> list[str]:
         for account in settings.accounts
         if account.enabled and account.cap != Cap()
     ]
+    lines += [line for account in settings.accounts if account.enabled for line in _way(account)]
     if plan.connected:
         seconds = format_duration(max(round(plan.seconds, 1), 0.1))
         lines.append(

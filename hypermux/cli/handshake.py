@@ -60,6 +60,9 @@ def curl_command(
     if tls is not None and endpoint.secure:
         words += [] if tls.verify else ["-k"]
         words += ["--cacert", tls.ca] if tls.ca else []
+        pinned = ";".join(pin.replace(":", "//") for pin in tls.pins)
+        words += ["--pinnedpubkey", pinned] if pinned else []
+    words += ["-x", str(endpoint.proxy)] if endpoint.proxy else []
     words += _header_words((*_host(endpoint), *upgrade, *signed.headers))
     words.append(url_with_query(endpoint, query, scheme=_HTTP_SCHEMES[endpoint.scheme]))
     return shlex.join(words)

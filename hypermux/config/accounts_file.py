@@ -310,15 +310,15 @@ class _Reading:
             self._note(file, (*path, *fault.path), fault.message, fault.value)
 
     def _gather_secrets(self, document: dict[str, Any]) -> None:
-        """Remember every text that stands where a secret key belongs, under any table."""
+        """Remember every text that stands where a secret belongs, under any table."""
         stack: list[Any] = [document]
         while stack:
             for key, value in stack.pop().items():
                 if isinstance(value, dict):
                     stack.append(value)
-                elif "secret" in key and key not in _NOT_SECRET and isinstance(value, str):
+                elif isinstance(value, str) and (secret := _secret_in(key, value)):
                     # As it is, and as it would be shown.
-                    found = {value, show(value).strip('"…')}
+                    found = {secret, show(secret).strip('"…')}
                     self._secrets |= {text for text in found if len(text) >= _LEAST_SECRET}
 
     def told(self) -> list[Problem]:
@@ -338,6 +338,13 @@ class _Reading:
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, "<secret>")
         return text
+
+
+def _secret_in(key: str, value: str) -> str:
+    """Return the secret that a key's text is or holds, empty when there is none."""
+    if key == "proxy":
+        return value.rpartition("@")[0].rpartition(":")[2]
+    return value if "secret" in key and key not in _NOT_SECRET else ""
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -19,6 +19,7 @@ from hypermux.model.accounts import (
     Cap,
     CredentialSource,
     Endpoint,
+    Proxy,
     SourceId,
     Tls,
     Upstream,
@@ -61,13 +62,19 @@ class Part:
 
 
 def shared_secret(part: Part) -> Problem | None:
-    """Return the problem of a secret key inside a file that others can read, if it is one."""
-    if not part.has("secret_key") or not files.shared(part.file, part.mode):
+    """Return the problem of a secret inside a file that others can read, if there is one."""
+    proxy = part.table.proxy
+    if part.has("secret_key"):
+        key = "secret_key"
+    elif isinstance(proxy, Proxy) and proxy.login is not None:
+        key = "proxy"
+    else:
         return None
+    if not files.shared(part.file, part.mode):
+        return None
+    what = "is a secret" if key == "secret_key" else "has a password"
     command = files.private_command(part.file)
-    return part.problem(
-        "secret_key", message=f"is a secret in a file that others can read: type  {command}"
-    )
+    return part.problem(key, message=f"{what} in a file that others can read: type  {command}")
 
 
 def assemble(
@@ -146,6 +153,7 @@ class _Assembly:
         endpoints = self._routers() if upstream == "hyper" else self._hosts()
         filters = self._filters(upstream)
         tls = self._tls(enabled, endpoints)
+        self._check_way(endpoints, tls)
         return tuple(
             Source(
                 SourceId(self.name, region),
@@ -256,6 +264,8 @@ class _Assembly:
                 raise ValueError("only {region} can be filled in")
             if endpoint.scheme == "unix" and not fits_a_socket(endpoint.path):
                 raise ValueError(f"is longer than the {MAX_SOCKET_PATH} bytes that a socket allows")
+            if isinstance(proxy := self.merged.proxy, Proxy) and not endpoint.to_socket:
+                endpoint = evolve(endpoint, proxy=proxy)
         except ValueError as error:
             self._problem(path[0], *path[1:], message=str(error), value=show(url))
             return None
@@ -285,14 +295,35 @@ class _Assembly:
                 self._examine(key, path)
         if merged.client_key is not None and not self._stated("client_cert"):
             self._problem("client_key", message="is not enough: write client_cert too")
-        tls = Tls(merged.tls_verify is not False, **paths)
+        tls = Tls(
+            merged.tls_verify is not False,
+            paths["ca"],
+            paths["client_cert"],
+            paths["client_key"],
+            merged.pin or (),
+        )
         if (
             enabled
             and not tls.verify
+            and not tls.pins
             and any(uses_tls(endpoint, tls) for endpoint in endpoints.values())
         ):
             self._warn("tls_verify = false: anyone on the way can read and change the stream")
         return tls
+
+    def _check_way(self, endpoints: dict[str, Endpoint], tls: Tls) -> None:
+        """Note what the account says of a way that none of its endpoints is reached by."""
+        if not endpoints:
+            return
+        if self.own.table.pin is not None and not any(
+            uses_tls(endpoint, tls) for endpoint in endpoints.values()
+        ):
+            self._problem("pin", message="is for TLS, which no endpoint of this account uses")
+        if isinstance(self.own.table.proxy, Proxy) and all(
+            endpoint.to_socket for endpoint in endpoints.values()
+        ):
+            message = "is for TCP: nothing here goes through it (ssh has its own ProxyJump)"
+            self._problem("proxy", message=message)
 
     def _examine(self, key: str, path: str) -> None:
         try:

@@ -41,7 +41,8 @@ from hypermux.config.shape import (
     table,
     text,
 )
-from hypermux.model.accounts import Cap, RegionSigning, Secret, Upstream
+from hypermux.core import pins
+from hypermux.model.accounts import Cap, Proxy, RegionSigning, Secret, Upstream
 
 _connections = integer(1, 1_000_000)
 _connect_rate = rate("1/h", "100000/s")
@@ -69,6 +70,8 @@ class AccountTable:
     client_cert: str | None = None
     client_key: str | None = None
     tls_verify: bool | None = None
+    pin: tuple[str, ...] | None = None
+    proxy: Proxy | Literal["none"] | None = None
     limits: Cap | None = None
 
 
@@ -132,6 +135,31 @@ def _url(value: Any) -> str:
     if not found.startswith("unix:") and (not found.isascii() or " " in found):
         raise Wrong.value("an endpoint is printable ASCII without spaces", found)
     return found
+
+
+def _pin(value: Any) -> str:
+    found = text(value)
+    try:
+        return pins.parse(found)
+    except ValueError as error:
+        raise Wrong.value(str(error), found) from None
+
+
+def _pins(value: Any) -> tuple[str, ...]:
+    found = sequence(_pin)(value) if isinstance(value, list) else (_pin(value),)
+    if not found:
+        raise Wrong.value(f"pins nothing: {pins.FORM}")
+    return found
+
+
+def _proxy(value: Any) -> Proxy | Literal["none"]:
+    found = text(value)
+    if found == "none":
+        return "none"
+    try:
+        return Proxy.parse(found)
+    except ValueError as error:
+        raise Wrong.value(f"is not right: {error}") from None
 
 
 def _filter_value(value: Any) -> str:
@@ -204,6 +232,9 @@ account = table(
     client_cert=Key("client_cert", text),
     client_key=Key("client_key", text),
     tls_verify=Key("tls_verify", flag),
+    pin=Key("pin", _pins),
+    # It may hold a password, and one that does not parse may hold it anywhere.
+    proxy=Key("proxy", hidden(_proxy)),
     limits=Key("limits", _cap),
 )
 

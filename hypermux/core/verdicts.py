@@ -138,6 +138,10 @@ KIND_ROWS: Mapping[FailureKind, Row] = {
     FailureKind.CREDENTIAL: Row(
         *_ALL, Verdict.MISCONFIGURED, "credential", "our own key cannot be read"
     ),
+    FailureKind.ACCESS: Row(*_ALL, Verdict.DENIED, "denied", "the way to the server is barred"),
+    FailureKind.SETUP: Row(
+        *_ALL, Verdict.MISCONFIGURED, "misconfigured", "there is no way to the server"
+    ),
 }
 
 # The same before it has: a peer that never spoke the protocol is not the one that was meant.

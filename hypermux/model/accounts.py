@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from attrs import field, frozen
 
 Upstream = Literal["hyper", "docker"]
 RegionSigning = Literal["explicit", "legacy"]
 
-_DEFAULT_PORTS = {"ws": 80, "wss": 443, "tcp": 2375, "http": 80, "https": 443}
+_DEFAULT_PORTS = {"ws": 80, "wss": 443, "tcp": 2375, "http": 80, "https": 443, "ssh": 22}
 _TLS_SCHEMES = frozenset({"wss", "https"})
+# What ssh is started with must not be read as an option, nor mean anything to a shell: that of a
+# ProxyCommand here, that of the user there.
+_SSH_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?")
+_SSH_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_SSH_PATH = re.compile(r"/[A-Za-z0-9_./+@-]+")
 
 
 class Secret:
@@ -65,13 +71,59 @@ class SourceId:
 
 
 @frozen
+class Proxy:
+    """An HTTP proxy that is asked with CONNECT; `login` is `user:password`, where it wants them."""
+
+    host: str
+    port: int
+    login: Secret | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Proxy:
+        """Read `http://[user:password@]host:port`.
+
+        Raises ValueError with one sentence that says what would be right, and shows nothing.
+        """
+        form = "a proxy is written http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError(form) from None
+        if parts.scheme != "http":
+            raise ValueError(f"only http:// proxies are spoken to: {form}")
+        if not host or not port or parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError(form)
+        if parts.username is None:
+            return cls(host, port)
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        if not parts.username or ":" in unquote(parts.username) or not login.isprintable():
+            raise ValueError(f"{form}; write what is no letter or digit as %XX")
+        return cls(host, port, Secret(login))
+
+    @property
+    def address(self) -> str:
+        """`host:port`, IPv6 in brackets."""
+        return f"{_bracketed(self.host)}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"http://{self.address}"
+
+
+@frozen
 class Endpoint:
-    """Where a source is: scheme, host, port and path; for `unix` the path alone matters."""
+    """Where a source is: scheme, host, port and path, and the proxy on the way there, if any.
+
+    For `unix` the path alone matters. For `ssh` the path is the engine's socket over there, empty
+    for the default one; port 0 leaves the port to ssh's own configuration, and so does no `user`.
+    """
 
     scheme: str
     host: str
     port: int
     path: str
+    user: str | None = None
+    proxy: Proxy | None = None
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
@@ -87,9 +139,10 @@ class Endpoint:
             return cls("unix", "", 0, path)
         if parts.scheme not in _DEFAULT_PORTS:
             raise ValueError(
-                "an endpoint is written wss://HOST[:PORT]/PATH, or with ws, tcp, https, unix"
+                "an endpoint is written wss://HOST[:PORT]/PATH, or with ws, tcp, https, unix, ssh"
             )
-        if parts.username is not None or parts.query or parts.fragment:
+        ssh = parts.scheme == "ssh"
+        if (parts.username is not None and not ssh) or parts.query or parts.fragment:
             raise ValueError("an endpoint has no user name, query or fragment")
         if not parts.hostname:
             raise ValueError("the endpoint has no host")
@@ -101,10 +154,21 @@ class Endpoint:
         host = parts.netloc.rpartition("@")[2]
         host = host[1 : host.index("]")] if host.startswith("[") else host.partition(":")[0]
         if port is None:
-            port = _DEFAULT_PORTS[parts.scheme]
-        if not 0 < port < 65536:
+            port = 0 if ssh else _DEFAULT_PORTS[parts.scheme]
+        elif not 0 < port < 65536:
             raise ValueError("the port is a number from 1 to 65535")
-        return cls(parts.scheme, host, port, parts.path or "/")
+        if not ssh:
+            return cls(parts.scheme, host, port, parts.path or "/")
+        path = parts.path if parts.path != "/" else ""
+        if parts.password is not None:
+            raise ValueError("ssh is never given a password: use a key that needs no question")
+        user_ok = parts.username is None or _SSH_USER.fullmatch(parts.username)
+        if not (user_ok and _SSH_HOST.fullmatch(host) and (not path or _SSH_PATH.fullmatch(path))):
+            raise ValueError(
+                "an ssh endpoint is written ssh://[USER@]HOST[:PORT][/PATH/TO/docker.sock], "
+                "of letters, digits and . _ - alone"
+            )
+        return cls("ssh", host, port, path, parts.username)
 
     @property
     def secure(self) -> bool:
@@ -112,41 +176,59 @@ class Endpoint:
         return self.scheme in _TLS_SCHEMES
 
     @property
+    def to_socket(self) -> bool:
+        """Whether a unix socket is at the end of the way: then HTTP's path and Host say nothing."""
+        return self.scheme in ("unix", "ssh")
+
+    @property
     def netloc(self) -> str:
         """`host:port`, the port left out when it is the scheme's own; IPv6 in brackets."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+        host = _bracketed(self.host)
+        return host if self.port in (0, _DEFAULT_PORTS.get(self.scheme)) else f"{host}:{self.port}"
 
     @property
     def address(self) -> str:
-        """What limits count by: `host:port`, or the socket's path."""
+        """What limits count by: `host:port`, or the socket's path. A proxy changes nothing."""
         if self.scheme == "unix":
             return self.path
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return f"{_bracketed(self.host)}:{self.port or _DEFAULT_PORTS[self.scheme]}"
 
     def __str__(self) -> str:
         if self.scheme == "unix":
             return f"unix://{self.path}"
-        return f"{self.scheme}://{self.netloc}{self.path if self.scheme != 'tcp' else ''}"
+        user = f"{self.user}@" if self.user else ""
+        netloc = self.netloc
+        if self.scheme == "ssh" and self.port:
+            netloc = f"{_bracketed(self.host)}:{self.port}"
+        return f"{self.scheme}://{user}{netloc}{self.path if self.scheme != 'tcp' else ''}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @frozen
 class Tls:
-    """How a connection is secured. Paths are absolute; `verify = False` accepts any certificate."""
+    """How a connection is secured. Paths are absolute; `verify = False` accepts any certificate.
+
+    With `pins` (in the form of `core.pins`) the server's key has to be one of these, verified or
+    not.
+    """
 
     verify: bool = True
     ca: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
+    pins: tuple[str, ...] = ()
 
 
 def uses_tls(endpoint: Endpoint, tls: Tls) -> bool:
     """Say whether a connection is made over TLS: by its scheme, or as Docker's CLI does on tcp://.
 
-    The Docker Engine's tcp:// is TLS exactly when a certificate says so.
+    The Docker Engine's tcp:// is TLS exactly when a certificate, or the pin of one, says so.
     """
-    return endpoint.secure or (endpoint.scheme == "tcp" and bool(tls.ca or tls.client_cert))
+    named = tls.ca or tls.client_cert or tls.pins
+    return endpoint.secure or (endpoint.scheme == "tcp" and bool(named))
 
 
 @frozen

@@ -105,6 +105,8 @@ class FailureKind(StrEnum):
     SILENT = "silent"  # a ping went unanswered
     PROTOCOL = "protocol"  # the peer does not speak the protocol
     CREDENTIAL = "credential"  # our own key could not be read
+    ACCESS = "access"  # who we are is refused on the way there: by ssh's server, by a proxy
+    SETUP = "setup"  # what the way there needs is missing: a program, a proxy's consent to CONNECT
 
 
 @frozen
@@ -113,7 +115,7 @@ class Failure:
 
     `detail` is one plain sentence without secrets. `code` is an HTTP status or a WebSocket close
     code. `retry_after_s` comes from `Retry-After`, in seconds. `date_ns` is the server's clock
-    from a `Date` header over verified TLS, in nanoseconds since 1970.
+    from the `Date` header of one who proved who it is, in nanoseconds since 1970.
     """
 
     kind: FailureKind

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from hypermux.core.wording import printable
 from hypermux.model.errors import Failure, FailureKind
-from hypermux.upstream.transport import Trust
+from hypermux.upstream.transport import PROVEN, Trust
 
 # Enough for any error message; an endless body must not fill memory.
 MAX_BODY = 4096
@@ -46,7 +46,7 @@ class Refusal:
 def http_failure(status: int, headers: Headers, body: bytes, *, who: str, trust: Trust) -> Failure:
     """Return the failure that an answer means; `who` begins its sentence.
 
-    The server's clock is believed only over verified TLS.
+    The server's clock is believed only when it has proved who it is.
     """
     headers = list(headers)
     text = body[:MAX_BODY].decode(errors="replace")
@@ -67,8 +67,8 @@ def http_failure(status: int, headers: Headers, body: bytes, *, who: str, trust:
         FailureKind.HTTP,
         detail,
         code=status,
-        retry_after_s=_retry_after_s(headers),
-        date_ns=date_ns(headers) if trust == "verified" else None,
+        retry_after_s=retry_after_s(headers),
+        date_ns=date_ns(headers) if trust in PROVEN else None,
         body=printable(text, MAX_BODY) if text else None,
     )
 
@@ -113,7 +113,7 @@ def _http_date_ns(text: str | None) -> int | None:
         return None
 
 
-def _retry_after_s(headers: Headers) -> float | None:
+def retry_after_s(headers: Headers) -> float | None:
     """Return `Retry-After` in seconds. A date is read against the same answer's `Date`."""
     text = _find(headers, b"retry-after")
     if text is None:

@@ -28,7 +28,7 @@ from hypermux.upstream.dialing import trust_of
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Keys, Link, Transport
 from hypermux.upstream.telling import Outage, Teller
-from hypermux.upstream.transport import Opened
+from hypermux.upstream.transport import PROVEN, Opened
 
 log = logging.getLogger("hypermux.connection")
 
@@ -111,7 +111,7 @@ class Connection:
         assert failure is not None  # it has ended
         judgement = judge(
             failure,
-            secure=trust_of(self.source.endpoint, self.source.tls) == "verified",
+            secure=trust_of(self.source.endpoint, self.source.tls) in PROVEN,
             now_utc_ns=self.utc_ns(),
             signed_offset_ns=link.sign_offset_ns,
             opened=link.accepted is not None,
@@ -157,7 +157,7 @@ class Connection:
             allocator.succeeded(self.source.id, now)
         link.opened_ns = link.heard_ns = self.clock.now_ns()
         self.teller.up(opened)
-        if opened.date_ns is not None and opened.trust == "verified":
+        if opened.date_ns is not None and opened.trust in PROVEN:
             offset_ns = opened.date_ns - self.utc_ns()
             self._corrected(self.corrections.accepted(self._address, offset_ns))
         self.observer.opened(self.source)

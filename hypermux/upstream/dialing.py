@@ -1,4 +1,4 @@
-"""Opening byte streams: unix sockets, TCP, TLS.
+"""Opening byte streams: unix sockets, TCP, TLS, also through a proxy.
 
 Names are resolved in threads with a limiter of their own: a resolver that hangs must not hold up
 the journal's thread. Certificates are loaded once per distinct `Tls` (34 ms each) and again when a
@@ -19,9 +19,10 @@ from typing import Any, TypeAlias
 import trio
 from attrs import define, field
 
+from hypermux.core import pins
 from hypermux.model.accounts import Endpoint, Tls, uses_tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
-from hypermux.upstream import faults
+from hypermux.upstream import faults, tunnel
 from hypermux.upstream.transport import Trust
 
 # Threads for names, and as many for certificates: a few slow ones must not stop all others.
@@ -39,6 +40,8 @@ def trust_of(endpoint: Endpoint, tls: Tls) -> Trust:
     """Return how far the peer's identity is known."""
     if not uses_tls(endpoint, tls):
         return "off"
+    if tls.pins:
+        return "pinned"
     return "verified" if tls.verify else "unverified"
 
 
@@ -65,15 +68,32 @@ class SocketDialer:
         if endpoint.scheme == "unix":
             return await self._dial_unix(endpoint.path)
         context = await self._context(tls) if uses_tls(endpoint, tls) else None
-        stage = f"resolving {endpoint.host}"
+        stream = await self._reach(endpoint)
+        return stream if context is None else await self._secure(stream, endpoint, context, tls)
+
+    async def _reach(self, endpoint: Endpoint) -> trio.SocketStream:
+        """Return a TCP connection to the endpoint, or through its proxy."""
+        proxy = endpoint.proxy
+        at = endpoint if proxy is None else proxy
+        name = at.address if proxy is None else f"the proxy {at.address}"
+        stage = f"resolving {at.host}"
         with trio.move_on_after(self.dial_timeout_s):
-            addresses = await self._resolve(endpoint)
-            stage = f"connecting to {endpoint.address}"
-            stream = await _connect(addresses, endpoint.address)
+            addresses = await self._resolve(at.host, at.port)
+            stage = f"connecting to {name}"
+            stream = await _connect(addresses, name)
             stage = ""
         if stage:
             raise self._too_slow(stage)
-        return stream if context is None else await self._secure(stream, endpoint, context)
+        if proxy is None:
+            return stream
+        try:
+            with trio.move_on_after(self.dial_timeout_s):
+                await tunnel.open_tunnel(stream, endpoint, proxy)
+                return stream
+            raise self._too_slow(f"{name} connecting to {endpoint.address}")
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
 
     async def _dial_unix(self, path: str) -> trio.abc.Stream:
         with trio.move_on_after(self.dial_timeout_s):
@@ -83,8 +103,8 @@ class SocketDialer:
                 raise ConnectionFailed(faults.unix_failure(path, exc)) from exc
         raise self._too_slow(f"connecting to {path}")
 
-    async def _resolve(self, endpoint: Endpoint) -> list[Address]:
-        look_up = partial(socket.getaddrinfo, endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    async def _resolve(self, host: str, port: int) -> list[Address]:
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
             try:
                 found = look_up(flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV)
@@ -93,7 +113,7 @@ class SocketDialer:
                     look_up, limiter=self._resolving, abandon_on_cancel=True
                 )
         except (OSError, UnicodeError) as exc:
-            raise ConnectionFailed(faults.resolve_failure(endpoint.host, exc)) from exc
+            raise ConnectionFailed(faults.resolve_failure(host, exc)) from exc
         return _interleave([(family, address) for family, _, _, _, address in found])
 
     async def _context(self, tls: Tls) -> ssl.SSLContext:
@@ -113,9 +133,9 @@ class SocketDialer:
         return known[1]
 
     async def _secure(
-        self, stream: trio.SocketStream, endpoint: Endpoint, context: ssl.SSLContext
+        self, stream: trio.SocketStream, endpoint: Endpoint, context: ssl.SSLContext, tls: Tls
     ) -> trio.abc.Stream:
-        """Do the TLS handshake; close `stream` when it fails."""
+        """Do the TLS handshake, and look at the pin; close `stream` when it fails."""
         try:
             # https_compatible: an end without close_notify is an end; both protocols above say
             # themselves whether it came in the middle of something.
@@ -127,6 +147,7 @@ class SocketDialer:
             )
             with trio.move_on_after(self.dial_timeout_s):
                 await secured.do_handshake()
+                _check_pin(secured, endpoint, tls)
                 return secured
             raise self._too_slow(f"the TLS handshake with {endpoint.address}")
         except (trio.BrokenResourceError, ValueError) as exc:
@@ -164,6 +185,20 @@ class _LastWords(trio.abc.Stream):
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+
+def _check_pin(stream: trio.SSLStream[_LastWords], endpoint: Endpoint, tls: Tls) -> None:
+    """Raise ConnectionFailed (tls) unless the server's key is pinned, or no key is."""
+    if not tls.pins:
+        return
+    try:
+        shown = pins.of_certificate(stream.getpeercert(binary_form=True) or b"")
+    except ValueError as exc:
+        text = f"{endpoint.address}: the server's certificate cannot be read: {exc}"
+        raise ConnectionFailed(Failure(FailureKind.TLS, text)) from exc
+    if shown not in tls.pins:
+        text = f"{endpoint.address}: the server's key is not the pinned one; it shows {shown}"
+        raise ConnectionFailed(Failure(FailureKind.TLS, text))
 
 
 async def _connect(addresses: list[Address], name: str) -> trio.SocketStream:

@@ -111,7 +111,12 @@ class Teller:
         self.feed.deliver(items, self.clock.now_ns())
 
 
-_TRUST = {"verified": None, "unverified": "TLS certificate not verified", "off": None}
+_TRUST = {
+    "verified": None,
+    "pinned": None,
+    "unverified": "TLS certificate not verified",
+    "off": None,
+}
 # An end that came in its place behind all data: nothing sent before it is missing. Of all other
 # ends only what was heard before them is certain.
 _ORDERLY = frozenset({FailureKind.CLOSE, FailureKind.EOF, FailureKind.PROTOCOL})

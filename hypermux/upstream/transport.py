@@ -13,7 +13,10 @@ from attrs import field, frozen
 
 from hypermux.model.accounts import Endpoint, Tls
 
-Trust = Literal["verified", "unverified", "off"]
+# How far the peer's identity is known from TLS. "pinned": it holds a key that was configured,
+# whether its certificate verifies or not. "off": no TLS, as with sockets here and over ssh.
+Trust = Literal["verified", "pinned", "unverified", "off"]
+PROVEN: frozenset[Trust] = frozenset({"verified", "pinned"})
 
 
 class Control(Protocol):

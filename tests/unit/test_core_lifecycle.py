@@ -67,6 +67,8 @@ def test_every_code_has_its_verdict(
         (FailureKind.SILENT, Verdict.RETRY, "silent"),
         (FailureKind.PROTOCOL, Verdict.RETRY, "garbage"),
         (FailureKind.CREDENTIAL, Verdict.MISCONFIGURED, "credential"),
+        (FailureKind.ACCESS, Verdict.DENIED, "denied"),
+        (FailureKind.SETUP, Verdict.MISCONFIGURED, "misconfigured"),
     ],
 )
 def test_every_kind_has_its_verdict(kind: FailureKind, verdict: Verdict, cause: str) -> None:
