@@ -16,6 +16,9 @@ Rules, for the records of one source in order:
                   tell of events dropped while connected, and change nothing
     state config  removed or paused: neither connected nor in an outage, so not covered
     anything else changes nothing but the time of the last record
+
+Of a source whose upstream remembers its events, what was recorded is remembered here too, from the
+first `up` on that has an `anchor` until its coverage ends. No other source pays for it.
 """
 
 from __future__ import annotations
@@ -23,14 +26,17 @@ from __future__ import annotations
 import msgspec
 from attrs import define, field
 
+from hypermux.core.recollection import Recollection, Stored
 from hypermux.core.recording import BadLine, seal, unseal
 from hypermux.model.accounts import SourceId
-from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange
+from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange, Unparsed
 
 # Gaps that leave connectivity as it is: they count what a connected source lost.
 COUNTED = frozenset({"overflow"})
 
-_FORMAT = 1
+_FORMAT = 2
+# Its sources remember no events; but no record of its time told of an anchor either.
+_EARLIER = 1
 
 
 @define
@@ -39,7 +45,8 @@ class SourceCoverage:
 
     `since_ns` is when it came up, or when the outage began. `outage_from_ns` and `cause` are set
     while an outage is open; a source neither up nor in an outage is not covered. `last_at_ns` is
-    the merge time of its last record.
+    the merge time of its last record. `recollection` is None where the upstream has no memory to
+    compare it with, or none is known of.
     """
 
     up: bool = False
@@ -47,6 +54,7 @@ class SourceCoverage:
     outage_from_ns: int | None = None
     cause: str | None = None
     last_at_ns: int = 0
+    recollection: Recollection | None = None
 
     @property
     def in_outage(self) -> bool:
@@ -62,6 +70,7 @@ class _StoredSource(msgspec.Struct):
     outage_from: int | None
     cause: str | None
     last_at: int
+    recollection: Stored | None = None
 
 
 class _Stored(msgspec.Struct):
@@ -96,12 +105,16 @@ class Coverage:
             known = self.sources[source] = SourceCoverage()
         if at_ns > known.last_at_ns:
             known.last_at_ns = at_ns
-        if isinstance(item, Event):
+        if isinstance(item, (Event, Unparsed)):
+            if known.recollection is not None:
+                known.recollection.note(item)
             return
         if isinstance(item, StateChange):
             if item.state == "up":
                 known.up, known.since_ns = True, at_ns
                 known.outage_from_ns = known.cause = None
+                if item.anchor is not None:
+                    known.recollection = _anchored(known.recollection, item.anchor)
             elif item.state == "down":
                 if known.outage_from_ns is None:
                     known.outage_from_ns = at_ns if item.from_ns is None else item.from_ns
@@ -109,7 +122,7 @@ class Coverage:
                 known.cause = item.cause
             elif item.state == "config":
                 known.up, known.since_ns = False, at_ns
-                known.outage_from_ns = known.cause = None
+                known.outage_from_ns = known.cause = known.recollection = None
         elif isinstance(item, Gap) and item.cause not in COUNTED:
             begun = known.outage_from_ns
             if begun is not None and item.from_ns <= begun <= item.to_ns:
@@ -147,6 +160,7 @@ class Coverage:
                     state.outage_from_ns,
                     state.cause,
                     state.last_at_ns,
+                    None if state.recollection is None else state.recollection.stored(),
                 )
                 for source, state in sorted(self.sources.items(), key=lambda pair: pair[0])
             ],
@@ -160,15 +174,27 @@ class Coverage:
             stored = msgspec.json.decode(unseal(data) + b"}", type=_Stored)
         except msgspec.MsgspecError as exc:
             raise BadLine(str(exc)) from None
-        if stored.format != _FORMAT:
+        if stored.format not in (_EARLIER, _FORMAT):
             raise BadLine(f"format {stored.format} is not known")
-        return cls(
-            stored.through,
-            {
-                SourceId(s.account, s.region): SourceCoverage(
-                    s.up, s.since, s.outage_from, s.cause, s.last_at
-                )
-                for s in stored.sources
-            },
-            stored.service_at,
-        )
+        try:
+            sources = {SourceId(s.account, s.region): _covered(s) for s in stored.sources}
+        except ValueError as exc:
+            raise BadLine(str(exc)) from None
+        return cls(stored.through, sources, stored.service_at)
+
+
+def _covered(stored: _StoredSource) -> SourceCoverage:
+    kept = stored.recollection
+    recollection = None if kept is None else Recollection.of(kept)
+    return SourceCoverage(
+        stored.up, stored.since, stored.outage_from, stored.cause, stored.last_at, recollection
+    )
+
+
+def _anchored(recollection: Recollection | None, anchor: str) -> Recollection:
+    recollection = recollection or Recollection()
+    try:
+        recollection.seen.anchor = bytes.fromhex(anchor)
+    except ValueError:
+        raise BadLine("the record's anchor is no hexadecimal text") from None
+    return recollection

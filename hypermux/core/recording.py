@@ -4,8 +4,8 @@ r"""A record as bytes: one line of printable ASCII JSON that ends in its own che
      "event":{…as received…},"crc":"9ae0daaf"}\n        (folded here)
 
 Keys come in one order: seq, kind, time, at, time_from, received, account, region, late, replayed,
-durable, the payload, crc. `at` is there only when it differs from `time`, the four after region
-only when they apply. The checksum is the CRC-32 of all bytes before `,"crc"`.
+synthetic, durable, the payload, crc. `at` is there only when it differs from `time`, the five after
+region only when they apply. The checksum is the CRC-32 of all bytes before `,"crc"`.
 
 An event's bytes are spliced, never rebuilt, and reading a line back never parses them: no nesting
 that a decoder once let through can make a line unreadable.
@@ -147,6 +147,8 @@ def _payload(item: Gap | StateChange | Unparsed | Checkpoint) -> tuple[Kind, str
                 parts.append(f',"reason":{_quote(item.reason)}')
             if item.offset_ns is not None:
                 parts.append(f',"offset_ns":{item.offset_ns}')
+            if item.anchor is not None:
+                parts.append(f',"anchor":{_quote(item.anchor)}')
             return Kind.STATE, "".join(parts)
         case Unparsed():
             return Kind.UNPARSED, (
@@ -197,7 +199,7 @@ class Encoder:
                 f"{'' if at_ns == time_ns else _at(at_ns)}"
                 f"{'' if time_from == 'timeNano' else _time_from(time_from)}"
                 f',"received":"{self._received}"{tag}{_LATE if late else ""}'
-                f"{_REPLAYED if item.replayed else ''}"
+                f"{_REPLAYED if item.replayed else ''}{_SYNTHETIC if item.synthetic else ''}"
                 f'{"" if durable is None else _durable(durable)},"event":'
             ).encode("ascii")
             crc = zlib.crc32(item.raw, zlib.crc32(head))
@@ -221,6 +223,7 @@ class Encoder:
 
 _LATE = ',"late":true'
 _REPLAYED = ',"replayed":true'
+_SYNTHETIC = ',"synthetic":true'
 
 
 def _at(at_ns: int) -> str:
@@ -248,6 +251,7 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
     region: str | None = None
     late: bool = False
     replayed: bool = False
+    synthetic: bool = False
     durable: int | None = None
     from_: str | None = msgspec.field(default=None, name="from")
     to: str | None = None
@@ -258,6 +262,7 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
     verdict: str | None = None
     reason: str | None = None
     offset_ns: int | None = None
+    anchor: str | None = None
     text: str | None = None
     size: int | None = None
     through: str | None = None
@@ -295,14 +300,27 @@ class Parsed:
         match self.kind:
             case Kind.EVENT:
                 time_ns = None if head.time_from == "received" else _time(head.time)
-                return Event(self.event, time_ns, head.time_from, replayed=head.replayed)
+                return Event(
+                    self.event,
+                    time_ns,
+                    head.time_from,
+                    replayed=head.replayed,
+                    synthetic=head.synthetic,
+                )
             case Kind.GAP:
                 from_ns, to_ns = _time(_need(head.from_)), _time(_need(head.to))
                 return Gap(from_ns, to_ns, _need(head.cause), head.certainty, head.lost)
             case Kind.STATE:
                 since = None if head.from_ is None else _time(head.from_)
-                state, cause = _need(head.state), head.cause
-                return StateChange(state, head.reason, head.verdict, cause, since, head.offset_ns)
+                return StateChange(
+                    _need(head.state),
+                    head.reason,
+                    head.verdict,
+                    head.cause,
+                    since,
+                    head.offset_ns,
+                    head.anchor,
+                )
             case Kind.UNPARSED:
                 size = head.size if head.size is not None else 0
                 return Unparsed(_need(head.text), size, _need(head.reason))

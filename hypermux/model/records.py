@@ -32,7 +32,8 @@ class Event:
 
     `raw` is printable ASCII JSON on one line, fit to be spliced into a record. `time_ns` is the
     event's own time in nanoseconds since 1970, None when it has no usable one; `time_from` says
-    which field it came from. `action` is what local exclusions look at.
+    which field it came from. `action` is what local exclusions look at. `replayed`: it did not come
+    as it happened. `synthetic`: the upstream never sent it; its state showed it afterwards.
     """
 
     raw: bytes
@@ -40,6 +41,7 @@ class Event:
     time_from: TimeFrom
     action: str = ""
     replayed: bool = False
+    synthetic: bool = False
 
 
 @frozen
@@ -71,7 +73,8 @@ class StateChange:
 
     up, down: a source's; clock: an offset or a step of the wall clock; epoch: a new epoch;
     start, stop: the service's own; config: a changed configuration. `from_ns` is when an outage
-    began, `cause` is the word its gap will carry, `reason` is one plain sentence.
+    began, `cause` is the word its gap will carry, `reason` is one plain sentence. `anchor` comes
+    with the `up` of a source whose upstream remembers its events; see `core.resume`.
     """
 
     state: str
@@ -80,6 +83,7 @@ class StateChange:
     cause: str | None = None
     from_ns: int | None = None
     offset_ns: int | None = None
+    anchor: str | None = None
 
 
 Item: TypeAlias = Event | Unparsed | Gap | StateChange

@@ -11,6 +11,7 @@ from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange, Un
 
 A, B = SourceId("a", "x"), SourceId("b", "é")
 EVENT = Event(b"{}", 5, "timeNano")
+LIFE = b'{"Type":"container","Action":"start","timeNano":5,"Actor":{"ID":"c"}}'
 
 
 def down(from_ns: int | None, cause: str = "closed") -> StateChange:
@@ -96,9 +97,16 @@ def steps(draw: st.DrawFn) -> list[tuple[SourceId | None, Item | Checkpoint, int
     cause = st.sampled_from(["overflow", "closed"])
     of_source = st.one_of(
         st.just(EVENT),
+        st.builds(Event, st.sampled_from([LIFE, EVENT.raw]), st.just(5), st.just("timeNano")),
         st.just(Unparsed("x", 1, "y")),
         st.builds(Gap, times, times, cause, st.just("possible")),
-        st.builds(StateChange, word, cause=st.none() | cause, from_ns=st.none() | times),
+        st.builds(
+            StateChange,
+            word,
+            cause=st.none() | cause,
+            from_ns=st.none() | times,
+            anchor=st.sampled_from([None, None, "", "00ff"]),
+        ),
     )
     of_service = st.one_of(
         st.builds(Checkpoint, times), st.builds(StateChange, st.sampled_from(["start", "stop"]))
@@ -144,5 +152,40 @@ def test_stored_bytes_are_checked() -> None:
 def test_another_format_is_not_read() -> None:
     from hypermux.core.recording import seal
 
-    with pytest.raises(BadLine, match="format 2"):
-        Coverage.from_bytes(seal(b'{"format":2,"through":0,"service_at":0,"sources":[]'))
+    with pytest.raises(BadLine, match="format 3"):
+        Coverage.from_bytes(seal(b'{"format":3,"through":0,"service_at":0,"sources":[]'))
+
+
+def test_the_format_before_recollections_is_read() -> None:
+    from hypermux.core.recording import seal
+
+    body = (
+        b'{"format":1,"through":7,"service_at":8,"sources":[{"account":"a","region":"x",'
+        b'"up":true,"since":10,"outage_from":null,"cause":null,"last_at":11}]'
+    )
+    found = Coverage.from_bytes(seal(body))
+    assert found == Coverage(7, {A: SourceCoverage(True, 10, None, None, 11)}, 8)
+
+
+def test_events_are_remembered_from_an_anchor_on() -> None:
+    before = state((StateChange("up"), 10), (EVENT, 11))
+    assert before.recollection is None
+    items: list[tuple[Item, int]] = [
+        (EVENT, 9),
+        (StateChange("up", anchor=""), 10),
+        (Unparsed("x", 1, "y"), 11),
+        (EVENT, 12),
+        (Event(b'{"s":1}', 6, "timeNano", synthetic=True), 13),
+        (StateChange("up", anchor="00ff"), 14),
+        (StateChange("up"), 15),
+    ]
+    kept = state(*items).recollection
+    assert kept is not None
+    assert kept.seen.anchor == b"\x00\xff"
+    assert sum(kept.seen.counts().values()) == 2  # a synthetic event was never the engine's
+    assert state(*items, (StateChange("config"), 16)).recollection is None
+
+
+def test_an_anchor_that_is_none_makes_the_line_bad() -> None:
+    with pytest.raises(BadLine, match="hexadecimal"):
+        state((StateChange("up", anchor="xyz"), 10))

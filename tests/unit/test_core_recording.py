@@ -37,7 +37,8 @@ def events(draw: st.DrawFn) -> Event:
     time_ns = draw(st.none() | times)
     own: TimeFrom = draw(st.sampled_from(["timeNano", "time", "float"]))
     time_from: TimeFrom = "received" if time_ns is None else own
-    return Event(raw, time_ns, time_from, replayed=draw(st.booleans()))
+    flags = st.booleans()
+    return Event(raw, time_ns, time_from, replayed=draw(flags), synthetic=draw(flags))
 
 
 items: st.SearchStrategy[Item | Checkpoint] = st.one_of(
@@ -83,7 +84,7 @@ def test_an_event_line_in_full() -> None:
 def test_every_optional_key_in_its_place() -> None:
     line = Encoder().encode(
         7,
-        Event(b"{}", T, "float", replayed=True),
+        Event(b"{}", T, "float", replayed=True, synthetic=True),
         source=SOURCE,
         at_ns=T + 1,
         received_ns=T + 2,
@@ -92,7 +93,7 @@ def test_every_optional_key_in_its_place() -> None:
     )
     assert list(json.loads(line)) == [
         *("seq", "kind", "time", "at", "time_from", "received", "account", "region"),
-        *("late", "replayed", "durable", "event", "crc"),
+        *("late", "replayed", "synthetic", "durable", "event", "crc"),
     ]
 
 
@@ -110,7 +111,7 @@ def test_every_optional_key_in_its_place() -> None:
             },
         ),
         (
-            StateChange("down", "gone", "retry", "closed", 0, -5),
+            StateChange("down", "gone", "retry", "closed", 0, -5, "00ff"),
             {
                 "state": "down",
                 "verdict": "retry",
@@ -118,6 +119,7 @@ def test_every_optional_key_in_its_place() -> None:
                 "from": "1970-01-01T00:00:00.000000000Z",
                 "reason": "gone",
                 "offset_ns": -5,
+                "anchor": "00ff",
             },
         ),
         (

@@ -1,0 +1,56 @@
+"""What is remembered of a source whose upstream remembers too: see `resume` and `containers`.
+
+Kept twice, as coverage is: by the journal, of what is recorded, and by the running source, of what
+was received; at a start the second begins as a copy of the first.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from attrs import define, field
+
+from hypermux.core.containers import Implied, Packed
+from hypermux.core.resume import Seen
+from hypermux.model.records import Event, Unparsed
+
+
+class Stored(msgspec.Struct):
+    """A recollection as plain values, for a file."""
+
+    anchor: str
+    events: str
+    containers: list[Packed]
+
+
+@define
+class Recollection:
+    """One source's last events, and the containers that all of them imply."""
+
+    seen: Seen = field(factory=Seen)
+    implied: Implied = field(factory=Implied)
+
+    def note(self, item: Event | Unparsed) -> None:
+        """Take in the next event of the source.
+
+        A synthetic one was never the engine's, and is no part of its memory.
+        """
+        if isinstance(item, Event):
+            self.implied.apply(item.raw)
+            if item.synthetic:
+                return
+        self.seen.note(item)
+
+    def copy(self) -> Recollection:
+        """Return another one that holds the same."""
+        return Recollection(self.seen.copy(), self.implied.copy())
+
+    def stored(self) -> Stored:
+        """Return it for a file."""
+        anchor = self.seen.anchor or b""
+        return Stored(anchor.hex(), self.seen.pack(), self.implied.pack())
+
+    @classmethod
+    def of(cls, stored: Stored) -> Recollection:
+        """Read it from a file. Raises ValueError."""
+        anchor = bytes.fromhex(stored.anchor)
+        return cls(Seen.unpack(stored.events, anchor), Implied.unpack(stored.containers))

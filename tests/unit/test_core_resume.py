@@ -1,0 +1,257 @@
+"""What of a snapshot is new: a test per row of the tables, and a model that checks them all."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hypermux.core.resume import (
+    AUDIT_EVENTS,
+    AUDIT_MAX_S,
+    AUDIT_MIN_S,
+    AUDIT_S,
+    REMEMBERED,
+    RING,
+    Audit,
+    AuditTimes,
+    Expected,
+    Finding,
+    Resume,
+    Seen,
+    compare,
+    digest_of,
+    find,
+    first_anchor,
+)
+from hypermux.model.records import Event, Unparsed
+
+
+def seen(text: str, anchor: str | None = "") -> Seen:
+    """Remember each letter as an event, its place as its time."""
+    made = Seen(None if anchor is None else anchor.encode())
+    for time_ns, letter in enumerate(text, 1):
+        made.add(letter.encode(), time_ns)
+    return made
+
+
+def ring(text: str) -> list[bytes]:
+    return [letter.encode() for letter in text]
+
+
+def new(remembered: Seen, snapshot: str, *, whole: bool = True) -> tuple[str, bool]:
+    found = compare(remembered, ring(snapshot), whole=whole)
+    return "".join(snapshot[place] for place in found.new), found.complete
+
+
+@pytest.mark.parametrize(
+    ("says", "remembered", "anchor", "snapshot", "expected", "complete"),
+    [
+        ("a first connection has nothing to resume", "", None, "abc", "", False),
+        ("nor with an empty ring", "", None, "", "", False),
+        ("nor with events of a connection that knew no ring", "ab", None, "abc", "", False),
+        ("nothing happened", "abc", "", "abc", "", True),
+        ("some happened", "abc", "", "abcde", "de", True),
+        ("the ring has turned, but not past the last seen", "abc", "", "cdefg", "defg", True),
+        ("exactly what was seen was pushed out", "abc", "", "defgh", "defgh", False),
+        ("the engine was restarted, nothing since", "abc", "", "", "", False),
+        ("the engine was restarted, some since", "abc", "", "xy", "xy", False),
+        ("an empty ring at first, nothing since: a restart cannot be told", "", "", "", "", False),
+        ("an empty ring at first, some since", "", "", "ab", "ab", False),
+        ("nothing seen, but the first ring's newest is there", "", "b", "ab", "", True),
+        ("and what is behind it is new", "", "b", "abcd", "cd", True),
+        ("what lies before the anchor is not ours", "d", "c", "abcde", "e", True),
+        ("the anchor was pushed out, a seen one not", "de", "c", "def", "f", True),
+        ("anchor and seen were pushed out", "de", "c", "fgh", "fgh", False),
+        ("events that the stream dropped silently are found", "abe", "", "abcdef", "cdf", True),
+        ("ring and stream order differ", "acb", "", "abcd", "d", True),
+        ("a true repeat survives by count", "aab", "", "aaba", "a", True),
+        ("and repeats that were all seen do not come again", "aaba", "", "aab", "", True),
+        ("a repeat of what is before the anchor", "a", "b", "aba", "a", True),
+        ("the memory is longer than the ring", "abcdef", "", "efg", "g", True),
+    ],
+)
+def test_compare(
+    says: str, remembered: str, anchor: str | None, snapshot: str, expected: str, complete: bool
+) -> None:
+    assert new(seen(remembered, anchor), snapshot) == (expected, complete), says
+
+
+@pytest.mark.parametrize(
+    ("remembered", "snapshot", "expected", "complete"),
+    [
+        ("cde", "abcdef", "f", True),  # a and b: from the same second, older than the memory
+        ("cde", "abcxdef", "xf", True),
+        ("cde", "xyz", "xyz", False),
+        ("cde", "", "", False),
+    ],
+)
+def test_a_backlog_by_time_begins_at_its_first_remembered(
+    remembered: str, snapshot: str, expected: str, complete: bool
+) -> None:
+    assert new(seen(remembered), snapshot, whole=False) == (expected, complete)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 400), st.integers(0, 400))
+@settings(max_examples=100, deadline=None)
+def test_an_engine_and_a_source_that_loses_its_connection(
+    seed: int, before: int, during: int
+) -> None:
+    """Everything is recorded once when the ring holds it, and a hole is never called complete."""
+    rng = random.Random(seed)
+    # Repeats have the same nanosecond in them: they come one behind the other.
+    events = [b"%d" % rng.choice([n, n & ~1]) for n in range(before + during)]
+    recorded: list[bytes] = []
+    memory = Seen(b"")
+    live = events[:before]
+    for place in range(0, len(live) - 1, 7):  # publication order is not that of the ring
+        live[place], live[place + 1] = live[place + 1], live[place]
+    for event in live:
+        memory.add(event, 1)
+        recorded.append(event)
+    snapshot = events[-RING:] if events else []
+    found = compare(memory, snapshot)
+    recorded += [snapshot[place] for place in found.new]
+    over = Counter(recorded) - Counter(events)
+    lost = Counter(events) - Counter(recorded)
+    assert not over
+    cut_apart = len(events) > RING and events[-RING - 1] == events[-RING]  # a repeat at the edge
+    if found.complete and not cut_apart:
+        assert not lost
+    assert sum(lost.values()) - max(0, during - RING) in ((0, 1) if cut_apart else (0,))
+    if before and during < RING - 1:
+        assert found.complete
+
+
+def test_digests() -> None:
+    event = Event(b'{"a":1}', 5, "timeNano")
+    assert digest_of(event) == digest_of(Event(b'{"a":1}', 6, "time"))
+    assert digest_of(event) != digest_of(Event(b'{"a":2}', 5, "timeNano"))
+    unparsed = Unparsed("x\ud800", 3, "not JSON")
+    assert digest_of(unparsed) != digest_of(Unparsed("x\ud800", 4, "not JSON"))
+    assert {len(digest_of(event)), len(digest_of(unparsed))} == {8}
+
+
+def test_memory_is_bounded_and_packs() -> None:
+    memory = Seen(b"anchor")
+    for n in range(1000):
+        memory.note(Event(b"%d" % n, n or None, "timeNano"))
+    memory.note(Unparsed("x", 1, "y"))
+    assert sum(memory.counts().values()) == REMEMBERED
+    assert memory.earliest_ns == 1001 - RING
+    again = Seen.unpack(memory.pack(), b"anchor")
+    assert again == memory
+    assert len(memory.pack()) < 8000
+    other = memory.copy()
+    other.add(b"12345678", 1)
+    assert other.earliest_ns == 1
+    assert memory != other
+    other.clear()
+    assert not other.known
+    assert other.earliest_ns is None
+    for harmed in ("!", memory.pack()[:-4]):
+        with pytest.raises(ValueError):  # noqa: PT011 - binascii's or our own
+            Seen.unpack(harmed, b"")
+
+
+def test_the_first_anchor_is_older_than_the_stream() -> None:
+    digests = ring("abcd")
+    assert first_anchor(digests, [1, 2, 3, 4], 4) == b"c"
+    assert first_anchor(digests, [1, None, 9, 9], 4) == b"a"
+    assert first_anchor(digests, [5, 6, 7, 8], 5) == b""
+    assert first_anchor([], [], 5) == b""
+
+
+def test_what_was_emitted_is_dropped_once_each_and_not_for_ever() -> None:
+    expected = Expected()
+    assert not expected.drops(b"a")
+    expected.add(ring("aab"), 100.0)
+    assert [expected.drops(letter) for letter in ring("abaa")] == [True, True, True, False]
+    expected.add(ring("c"), 110.0)
+    expected.forget(139.9)
+    assert expected.drops(b"c")
+    expected.add(ring("d"), 120.0)
+    expected.forget(150.0)
+    assert not expected.drops(b"d")
+
+
+def missing(audit: Audit, snapshot: str, *, whole: bool = True) -> str:
+    return "".join(snapshot[place] for place in audit.look(ring(snapshot), whole=whole))
+
+
+def test_an_audit_takes_the_ring_against_all_that_came() -> None:
+    audit = Audit.begin(seen("abc"))
+    assert missing(audit, "abc") == ""
+    assert missing(audit, "bcdd") == "dd"
+    audit.arrived(b"d")
+    assert missing(audit, "bcdd") == "d"  # the second look, by count
+    audit.arrived(b"d")
+    assert missing(audit, "bcdd") == ""
+    assert missing(audit, "bcdd") == ""
+
+
+def test_an_audit_of_a_backlog_passes_over_what_is_older_than_the_memory() -> None:
+    audit = Audit.begin(seen("cd"))
+    assert missing(audit, "abcde", whole=False) == "e"
+    assert missing(audit, "xyz", whole=False) == "xyz"
+
+
+def test_an_audit_outlives_the_memory() -> None:
+    memory = seen("abc")
+    audit = Audit.begin(memory)
+    for n in range(2 * REMEMBERED):
+        memory.add(b"%d" % n, 1)
+        audit.arrived(b"%d" % n)
+    assert missing(audit, "abcd") == "d"
+
+
+@pytest.mark.parametrize(
+    ("missed", "received", "finding"),
+    [
+        (0, 0, Finding.WHOLE),
+        (0, 5, Finding.WHOLE),
+        (1, 1, Finding.LOSSY),
+        (1, 0, Finding.DEAD),
+        (256, 0, Finding.DEAD),
+    ],
+)
+def test_find(missed: int, received: int, finding: Finding) -> None:
+    assert find(missed, received) is finding
+
+
+def test_audit_times() -> None:
+    times = AuditTimes(random.Random(1))
+    times.opened(1000.0)
+    assert 1000 + 0.75 * AUDIT_S <= times.due_s <= 1000 + AUDIT_S
+    times.received(AUDIT_EVENTS - 1)
+    assert times.due_s > 1000 + AUDIT_MIN_S
+    times.received(1)
+    assert times.due_s == 1000 + AUDIT_MIN_S
+    assert times.received_since == AUDIT_EVENTS
+    times.done(1020.0)
+    assert times.received_since == 0
+    assert 1020 + 0.75 * AUDIT_S <= times.due_s <= 1020 + AUDIT_S
+
+
+def test_audits_come_less_often_where_limits_leave_no_room() -> None:
+    times = AuditTimes(random.Random(1))
+    times.opened(0.0)
+    times.received(AUDIT_EVENTS)
+    waits = []
+    for _ in range(6):
+        now_s = times.due_s
+        times.no_room(now_s)
+        waits.append(times.due_s - now_s)
+        assert times.received_since == AUDIT_EVENTS
+    assert waits[0] > AUDIT_S
+    assert waits[0] < waits[1] < waits[2]
+    assert max(waits) <= AUDIT_MAX_S
+    times.done(5000.0)
+    assert times.due_s <= 5000 + AUDIT_S
+
+
+def test_a_resume_is_a_value() -> None:
+    assert compare(seen("a"), ring("ab")) == Resume((1,), complete=True)
