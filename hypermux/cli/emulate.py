@@ -66,6 +66,7 @@ def _parse_events_rate(text: str) -> float:
     metavar="N|max",
     help="Events per second and connection.",
 )
+@click.option("--shared", is_flag=True, help="A source's connections all get the same events.")
 @click.option("--events", type=click.IntRange(0), help="Events per connection, then silence.")
 @click.option("--seed", default="0", show_default=True, help="Keys and events follow from it.")
 @click.option(
@@ -94,6 +95,7 @@ def command(
     accounts: int,
     regions: str,
     rate: str,
+    shared: bool,
     events: int | None,
     seed: str,
     dialect: Literal["a", "b", "mixed"],
@@ -126,6 +128,7 @@ def command(
             RouterSettings(
                 accounts=tuple(Account.derive(seed, n + 1, names) for n in range(accounts)),
                 rate=_parse_events_rate(rate),
+                shared=shared,
                 events=events,
                 seed=seed,
                 dialect=dialect,

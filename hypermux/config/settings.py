@@ -83,12 +83,13 @@ class BackoffSettings:
 
 @frozen
 class ConnectionSettings:
-    """`[connection]`: deadlines of one connection."""
+    """`[connection]`: deadlines of one connection; `rotate_after_s` None is "never"."""
 
     dial_timeout_s: float = 10.0
     ping_interval_s: float = 15.0
     pong_timeout_s: float = 10.0
     backoff: BackoffSettings = BackoffSettings()
+    rotate_after_s: float | None = 20 * 3600.0
     max_message_size: int = 256 * 1024
 
 

@@ -175,6 +175,14 @@ def _window(value: Any) -> float | None:
     return duration("1ms", "60s")(value)
 
 
+def _rotate_after(value: Any) -> float | None:
+    if value == "never":
+        return None
+    if isinstance(value, str) and not value[:1].isdigit():
+        raise Wrong.value('is neither "never" nor a duration such as "20h"', value)
+    return duration("1s", "365d")(value)
+
+
 def _fsync(value: Any) -> Literal["commit", "never"] | float:
     if value in ("commit", "never"):
         return "commit" if value == "commit" else "never"
@@ -262,6 +270,7 @@ connection = table(
             reset_after_s=Key("reset_after", duration("1ms", "1d")),
         ),
     ),
+    rotate_after_s=Key("rotate_after", _rotate_after),
     max_message_size=Key("max_message_size", size("1KiB", "64MiB")),
 )
 merge = table(

@@ -64,8 +64,8 @@ PATIENCE = 16
 TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     State.WAITING: (State.DIALING, *_PAUSES, *_END),
     State.DIALING: (State.PROVING, State.DRAINING, *_PAUSES, *_END),
-    State.PROVING: (State.LIVE, State.DRAINING, *_PAUSES, *_END),
-    State.LIVE: (State.DRAINING, State.BACKING_OFF, State.THROTTLED, *_END),
+    State.PROVING: (State.LIVE, State.PROVING, State.DRAINING, *_PAUSES, *_END),
+    State.LIVE: (State.PROVING, State.DRAINING, State.BACKING_OFF, State.THROTTLED, *_END),
     State.DRAINING: (State.WAITING, *_PAUSES, *_END),
     **dict.fromkeys(_PAUSES, (State.WAITING, *_END)),
     State.STOPPED: (),
@@ -137,6 +137,12 @@ class Lifecycle:
         self._enter(State.LIVE, now)
         self._proven = True
         self._forget()
+
+    def replaced(self, now: float) -> None:
+        """Another connection has taken the open one's place: it proves itself anew."""
+        self._credit_health(now)
+        self._enter(State.PROVING, now)
+        self._opened_s = now
 
     def draining(self, now: float) -> None:
         """Our own wish: end the connection, read what is still coming."""

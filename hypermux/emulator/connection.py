@@ -72,6 +72,8 @@ class Connection:
     stamper: Stamper = field(repr=False)
     manifest: Sink | None = field(repr=False)
     report: Callable[[str], None] = field(repr=False)
+    # Those that get this connection's own traffic too, itself among them; None: nobody else.
+    sharers: Callable[[], list[Connection]] | None = field(default=None, repr=False)
     sent: int = 0
     _websocket: trio_websocket.WebSocketConnection | None = None
     _queue: deque[Message] = field(factory=deque, repr=False)
@@ -180,8 +182,12 @@ class Connection:
         if due:
             now_ns, filters, stamper = self.now_ns(), self.filters, self.stamper
             for text in self.traffic.take(due):
+                message = Message(text.at(stamper.stamp(now_ns)))
                 if not filters or text.passes(filters):
-                    batch.append(Message(text.at(stamper.stamp(now_ns))))
+                    batch.append(message)
+                for other in () if self.sharers is None else self.sharers():
+                    if other is not self and (not other.filters or text.passes(other.filters)):
+                        other.offer(message)
         return batch
 
     def _record(self, batch: list[Message]) -> None:

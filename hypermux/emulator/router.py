@@ -16,6 +16,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import trio
 import trio_websocket
@@ -83,12 +84,15 @@ class Account:
 class RouterSettings:
     """What a router does. `rate`: events per second and connection; infinity: as fast as it goes.
 
+    `shared`: a source's traffic goes to all its connections alike, as the real service's did;
+    otherwise each has its own, which depends on nobody else, so that it can be foretold.
     `events` ends a connection's own traffic after so many, None never. `limit_rate` is handshakes
     per second with `limit_burst` at once; `limit_connections` counts all. None: no limit.
     """
 
     accounts: tuple[Account, ...]
     rate: float = 1.0
+    shared: bool = False
     events: int | None = None
     seed: str = "0"
     dialect: str = "a"
@@ -105,6 +109,7 @@ class RouterSource:
     fleet: Fleet
     stamper: Stamper = Factory(Stamper)
     opened: int = 0
+    traffic: Traffic | None = None
 
 
 def _silent(text: str) -> None:
@@ -271,10 +276,16 @@ class Router:
         source = self.source(account, region)
         self._opened += 1
         source.opened += 1
-        rng = random.Random(f"{settings.seed}/{account}/{region}/{source.opened}")
-        traffic = Traffic(
-            rng, settings.rate, settings.events, settings.dialect, trio.current_time()
-        )
+        traffic = source.traffic
+        if traffic is None:
+            rng = random.Random(f"{settings.seed}/{account}/{region}/{source.opened}")
+            traffic = Traffic(
+                rng, settings.rate, settings.events, settings.dialect, trio.current_time()
+            )
+            if settings.shared:
+                source.traffic = traffic
+        elif not self.connections_of(account, region):
+            traffic.resume(trio.current_time())
         connection = Connection(
             number=self._opened,
             account=account,
@@ -288,6 +299,7 @@ class Router:
             stamper=source.stamper,
             manifest=self.manifest,
             report=self.report,
+            sharers=partial(self.connections_of, account, region) if settings.shared else None,
         )
         self.connections[connection.number] = connection
         return connection

@@ -76,6 +76,11 @@ class Traffic:
         due_at = self.started_s + self._phase_s + self.happened / self.rate
         return max(due_at, now_s + TICK_S)
 
+    def resume(self, now_s: float) -> None:
+        """Go on from now, after a time in which nobody was there to be told anything."""
+        if 0 < self.rate < math.inf:
+            self.started_s = now_s - self.happened / self.rate
+
     def take(self, count: int) -> list[EventText]:
         """Let `count` events happen."""
         self.happened += count

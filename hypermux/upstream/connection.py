@@ -1,15 +1,20 @@
 """One source's life: permit, link, verdict, wait, again.
 
-The decisions are `core.lifecycle`'s and `core.limiter`'s; this task carries them out and tells
-the stream (`upstream.telling`). A link is one connection (`upstream.link`).
+A link is one connection (`upstream.link`). While one is open, another may take its place: because
+it is old (`core.rotation`), or because the credential is another. The two are read side by side
+for a moment, and nothing is lost or doubled (`core.overlap`).
+
+The decisions are made in `core`; this task carries them out, and has the stream told of what it
+means for the source (`upstream.telling`).
 """
 
 from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from math import inf
+from typing import Literal, Protocol
 
 import trio
 from attrs import define, field
@@ -21,16 +26,23 @@ from hypermux.core.decoding import decode_batch
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
+from hypermux.core.rotation import Rotation
 from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.errors import Failure
-from hypermux.model.records import Event, Item
+from hypermux.model.records import Event, Gap, Item
 from hypermux.upstream.dialing import trust_of
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Keys, Link, Transport
+from hypermux.upstream.succession import Succession
 from hypermux.upstream.telling import Outage, Teller
 from hypermux.upstream.transport import PROVEN, Opened
 
 log = logging.getLogger("hypermux.connection")
+
+# How long the old link may take to answer before the new one is let go on all the same. Nothing is
+# lost by that; a few events may stand in another order. Without it a server that sends events and
+# never pongs would have a source hold two slots for ever.
+PONG_PATIENCE_S = 10.0
 
 
 class Observer(Protocol):
@@ -48,10 +60,11 @@ class Observer(Protocol):
 
 @define
 class Counters:
-    """What a source did so far; received = handed on + filtered."""
+    """What a source did so far; received = handed on + filtered + duplicate + held."""
 
     received: int = 0
     filtered: int = 0
+    duplicate: int = 0
 
 
 @define(eq=False)
@@ -64,6 +77,7 @@ class Connection:
     keys: Keys
     transport: Transport
     lifecycle: Lifecycle
+    rotation: Rotation
     clock: StreamClock
     observer: Observer
     outage: Outage | None
@@ -72,6 +86,9 @@ class Connection:
     counters: Counters = field(factory=Counters)
     link: Link | None = None
     teller: Teller = field(init=False)
+    _succession: Succession | None = None
+    _parted: PartingCause | None = None  # why the link was ended by our own doing
+    _hurried: bool = False
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
@@ -87,27 +104,205 @@ class Connection:
                 try:
                     link = await self._connected()
                     # The limiter hears of a refusal before the slot goes to the next in line.
-                    delay_s = self._fell(link)
+                    delay_s, rank = self._judged(link)
                 finally:
                     self.gate.release(self.source.id)
-                rank = Rank.PROBE if self.lifecycle.state in _PROBED else Rank.LOST
-                await trio.sleep(delay_s)
-                self.lifecycle.waiting(trio.current_time())
+                if await self._pause(delay_s):
+                    self.lifecycle.mended(trio.current_time())
+                else:
+                    self.lifecycle.waiting(trio.current_time())
         finally:
             self._stopped()
 
+    def renew(self) -> None:
+        """Use the credential as it is now: in a new link that takes the open one's place.
+
+        A source that is paused after a failure tries again at once.
+        """
+        self._hurried = True
+        if self.link is not None and self.link.open:
+            self.rotation.renew(trio.current_time())
+        self._changed.set()
+
+    def part(self, cause: PartingCause) -> None:
+        """End the open link for a reason of our own, and come back when a slot is free."""
+        if self.link is not None and self.link.open and self._parted is None:
+            self._parted = cause
+            self._changed.set()
+
+    async def _pause(self, delay_s: float) -> bool:
+        """Wait; returns whether it was cut short by `renew`."""
+        until_s = trio.current_time() + delay_s
+        self._hurried = False
+        while trio.current_time() < until_s and not self._hurried:
+            await self._wait_for_change(until_s)
+        return self._hurried
+
+    async def _wait_for_change(self, until_s: float = inf) -> None:
+        self._changed = trio.Event()
+        with trio.move_on_at(until_s):
+            await self._changed.wait()
+
     async def _connected(self) -> Link:
-        """Run a link to its end, and return it."""
-        self.lifecycle.dialing(trio.current_time())
-        self.observer.dialing(self.source)
-        offset_ns = self.corrections.of(self._address)
-        link = self.link = Link(self.source, self, trio.current_time(), offset_ns)
-        await link.run(self.keys, self.transport)
+        """Run a link, and those that take its place, until one ends without a successor."""
+        async with trio.open_nursery() as nursery:
+            link = self._dial(nursery)
+            while await self._until_due(link):
+                link = await self._replace(link, nursery)
+            # A predecessor that still reads its end has nothing that this one did not bring.
+            nursery.cancel_scope.cancel()
         return link
 
-    def _fell(self, link: Link) -> float:
-        """Tell the stream and the limiter that a link has ended; return the seconds to wait."""
-        failure, now = link.failure, trio.current_time()
+    def _dial(self, nursery: trio.Nursery) -> Link:
+        """Begin the only link of the source."""
+        self.lifecycle.dialing(trio.current_time())
+        self.link = self._begin(nursery)
+        return self.link
+
+    def _begin(self, nursery: trio.Nursery) -> Link:
+        self.observer.dialing(self.source)
+        offset_ns = self.corrections.of(self._address)
+        link = Link(self.source, self, trio.current_time(), offset_ns)
+        nursery.start_soon(link.run, self.keys, self.transport)
+        return link
+
+    async def _until_due(self, link: Link) -> bool:
+        """Wait until a link is to be replaced or parted with; False: it has ended."""
+        while not link.ended.is_set():
+            due_s = self.rotation.due_s if link.open else inf
+            if link.open and (self._parted is not None or trio.current_time() >= due_s):
+                return True
+            await self._wait_for_change(due_s)
+        return False
+
+    async def _replace(self, link: Link, nursery: trio.Nursery) -> Link:
+        """Do what is due to an open link; return the one that the source has now."""
+        if self._parted is None and self.gate.contested(self.source.id):
+            self._parted = "yielded"
+        if self._parted is not None:
+            await self._part(link, self._parted)
+            return link
+        # One after another: the one replaced last may still be reading its end.
+        while self._succession is not None and not self._succession.old.ended.is_set():
+            await self._wait_for_change()
+        if link.control is None:
+            # Nothing ends such streams at an age, and none can be replaced without a gap.
+            self.rotation.opened(trio.current_time())
+            return link
+        if await self._permit(link, self.rotation.patient_until(trio.current_time())):
+            return await self._succeed(link, nursery)
+        if link.open and await self._permit(link, inf, handover=True):
+            # The slot stays with the source: it passes from one link to the next.
+            await self._part(link, "rotation")
+            self.lifecycle.waiting(trio.current_time())
+            return self._dial(nursery)
+        return link
+
+    async def _permit(self, link: Link, until_s: float, *, handover: bool = False) -> bool:
+        """Wait for a permit beside an open link; False: the link ended, or it took too long."""
+        granted = False
+
+        async def wait() -> None:
+            nonlocal granted
+            await self.gate.permit(self.source.id, self._address, Rank.ROTATION, handover=handover)
+            granted = True
+
+        with trio.move_on_at(until_s):
+            await _first_of(link.ended.wait, wait)
+        if granted and not link.open:
+            if not handover:
+                self.gate.release(self.source.id)
+            return False
+        return granted
+
+    async def _part(self, link: Link, cause: PartingCause) -> None:
+        """End a link by our own doing, and read it to its end."""
+        self.lifecycle.draining(trio.current_time())
+        link.part()
+        await link.ended.wait()
+        self.teller.drained(link, cause, _PARTINGS[cause])
+
+    async def _succeed(self, old: Link, nursery: trio.Nursery) -> Link:
+        """Have a new link take an open one's place, on a slot of its own; return what is left."""
+        new = self._begin(nursery)
+        succession = self._succession = Succession(old, new)
+        while not (new.accepted or new.ended.is_set() or old.ended.is_set()):
+            await self._wait_for_change()
+        if not old.ended.is_set() and new.open:
+            assert old.control is not None  # looked at before
+            with trio.move_on_after(PONG_PATIENCE_S):
+                await _first_of(old.ended.wait, new.ended.wait, old.control.ping)
+        if new.ended.is_set() and not old.ended.is_set():
+            self._replacement_failed(new)
+            succession.new_ended()
+            self.counters.duplicate += succession.take_duplicates()
+            self._succession = None
+            self.gate.release(self.source.id)
+            return old
+        self.link = new
+        if new.accepted is None:
+            # The old one ended first: an outage like any other, and a dial is under way.
+            self._judged(old)
+            self.lifecycle.waiting(trio.current_time())
+            self.lifecycle.dialing(trio.current_time())
+        else:
+            self._switch(succession)
+        nursery.start_soon(self._retire, succession)
+        return new
+
+    def _switch(self, succession: Succession) -> None:
+        """The new link is the source's one from now on: let go what was held of it."""
+        old, new, now = succession.old, succession.new, trio.current_time()
+        released = succession.old_ended(now) if old.ended.is_set() else succession.release()
+        self._take_in(released)
+        if old.ended.is_set():
+            # Whether the server counted the new one in before the old one's end, nobody knows.
+            gap = Gap(old.heard_ns, max(old.heard_ns, new.opened_ns), "rotation", "possible")
+            self.feed.deliver([gap], self.clock.now_ns(), more=new.more)
+        self.lifecycle.replaced(now)
+        self.rotation.opened(now)
+        self.observer.opened(self.source)
+
+    async def _retire(self, succession: Succession) -> None:
+        """Read the old link to its end, and give its slot back."""
+        try:
+            succession.old.part()
+            await succession.old.ended.wait()
+            self._take_in(succession.old_ended(trio.current_time()))
+        finally:
+            self.gate.release(self.source.id)
+
+    def _replacement_failed(self, link: Link) -> None:
+        """The old link stays. Tell the limiter, and when to try again."""
+        now = trio.current_time()
+        judgement, failure = self._judge(link)
+        self._heed(link, judgement, failure, denied=judgement.verdict is Verdict.DENIED)
+        self.rotation.failed(judgement.verdict, now, retry_after_s=failure.retry_after_s)
+        log.warning(
+            "%s: a new connection did not take the old one's place, which stays: %s",
+            self.source.id,
+            judgement.reason,
+        )
+
+    def _judged(self, link: Link) -> tuple[float, Rank]:
+        """Tell the stream and the limiter that a link has ended.
+
+        Returns the seconds to wait and the rank of the next dial.
+        """
+        parted, self._parted = self._parted, None
+        if parted is not None and self.lifecycle.state is State.DRAINING:
+            return 0.0, Rank.NEW if parted == "yielded" else Rank.LOST
+        judgement, failure = self._judge(link)
+        now = trio.current_time()
+        pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
+        denied = judgement.verdict is Verdict.DENIED or pause.state is State.DENIED
+        self.teller.down(link, judgement)
+        self._heed(link, judgement, failure, denied=denied)
+        self.observer.failed(self.source, judgement, failure)
+        return pause.delay_s, Rank.PROBE if pause.state in _PROBED else Rank.LOST
+
+    def _judge(self, link: Link) -> tuple[Judgement, Failure]:
+        failure = link.failure
         assert failure is not None  # it has ended
         judgement = judge(
             failure,
@@ -116,17 +311,16 @@ class Connection:
             signed_offset_ns=link.sign_offset_ns,
             opened=link.accepted is not None,
         )
-        pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
-        if judgement.verdict is Verdict.DENIED or pause.state is State.DENIED:
+        return judgement, failure
+
+    def _heed(self, link: Link, judgement: Judgement, failure: Failure, *, denied: bool) -> None:
+        """Take to heart what a failure says of the credential, the rate and our clock."""
+        if denied:
             self.keys.refused(self.source, link.credential)
         if judgement.verdict is Verdict.THROTTLED:
-            with self.gate.changing() as allocator:
-                allocator.throttled(self.source.id, link.dialed_at, failure.retry_after_s, now)
-        self.teller.down(link, judgement)
+            self.gate.throttled(self.source.id, link.dialed_at, failure.retry_after_s)
         if judgement.offset_ns is not None:
             self._corrected(self.corrections.refused(self._address, judgement.offset_ns))
-        self.observer.failed(self.source, judgement, failure)
-        return pause.delay_s
 
     def _corrected(self, news: bool) -> None:
         """Tell of a changed correction of our own clock, once for all sources that share it."""
@@ -148,35 +342,53 @@ class Connection:
 
     def link_asking(self, link: Link) -> None:
         """See `Owner`."""
+        if self._succession is not None and link is self._succession.new:
+            self._succession.asking()
 
     def link_opened(self, link: Link, opened: Opened) -> None:
         """See `Owner`."""
         now = trio.current_time()
-        self.lifecycle.opened(now)
-        with self.gate.changing() as allocator:
-            allocator.succeeded(self.source.id, now)
+        self.gate.succeeded(self.source.id)
         link.opened_ns = link.heard_ns = self.clock.now_ns()
-        self.teller.up(opened)
+        if link is self.link:
+            self.lifecycle.opened(now)
+            self.rotation.opened(now)
+            self.teller.up(opened)
+            self.observer.opened(self.source)
         if opened.date_ns is not None and opened.trust in PROVEN:
             offset_ns = opened.date_ns - self.utc_ns()
             self._corrected(self.corrections.accepted(self._address, offset_ns))
-        self.observer.opened(self.source)
+        self._changed.set()
 
     def link_heard(self, link: Link) -> None:
         """See `Owner`. A peer is healthy when it has been alive for long enough."""
         link.heard_ns = self.clock.now_ns()
-        healthy_at = self.lifecycle.healthy_at()
-        if healthy_at is not None and trio.current_time() >= healthy_at:
-            self.lifecycle.healthy(trio.current_time())
+        if link is self.link:
+            healthy_at = self.lifecycle.healthy_at()
+            if healthy_at is not None and trio.current_time() >= healthy_at:
+                self.lifecycle.healthy(trio.current_time())
 
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """See `Owner`."""
         self.counters.received += len(messages)
-        self._hand_on(messages, more=link.more)
+        if self._succession is not None and self._succession.over(trio.current_time()):
+            self._succession = None
+        if self._succession is None:
+            self._hand_on(messages, more=link.more)
+        else:
+            self._take_in(self._succession.received(link, messages))
 
     def link_ended(self, link: Link) -> None:
         """See `Owner`."""
         self._changed.set()
+
+    def _take_in(self, messages: list[bytes]) -> None:
+        """Hand on what the succession let pass. What it holds counts as not yet read."""
+        succession = self._succession
+        assert succession is not None
+        self.counters.duplicate += succession.take_duplicates()
+        more = succession.old.more or succession.new.more or succession.holding
+        self._hand_on(messages, more=more)
 
     def _hand_on(self, messages: list[bytes], *, more: bool) -> None:
         """Decode messages and deliver what is not excluded."""
@@ -194,4 +406,23 @@ class Connection:
         )
 
 
+async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Return when one of them has returned; the others are cancelled."""
+
+    async def run(wait: Callable[[], Awaitable[None]]) -> None:
+        await wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for wait in waits:
+            nursery.start_soon(run, wait)
+
+
+PartingCause = Literal["rotation", "yielded", "reload"]
+
+_PARTINGS: Mapping[PartingCause, str] = {
+    "rotation": "the connection is replaced, and there is no spare slot for two",
+    "yielded": "gives its slot to a source that waits for one",
+    "reload": "the configuration has changed",
+}
 _PROBED = frozenset({State.DENIED, State.UNTRUSTED, State.MISCONFIGURED})

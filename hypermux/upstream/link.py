@@ -119,9 +119,12 @@ class Link:
         """What an open link can be told to do, where its protocol has a way."""
         return None if self.accepted is None else self.accepted.control
 
-    def abort(self) -> None:
-        """End it now, with a goodbye where the protocol has one."""
-        self._scope.cancel()
+    def part(self) -> None:
+        """End it soon, and in peace: what the server still sends is read where that can be."""
+        if self.control is not None:
+            self.control.close()
+        else:
+            self._scope.cancel()
 
     # Listener: what the transport tells, in plain calls.
 

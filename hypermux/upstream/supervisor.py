@@ -16,6 +16,7 @@ from hypermux.core.correction import Corrections
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.pacing import Pacer
+from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Credential, CredentialSource, SourceId
 from hypermux.upstream.connection import Connection, Observer
 from hypermux.upstream.docker import stream_docker
@@ -149,6 +150,12 @@ class Supervisor:
                     reset_after_s=backoff.reset_after_s,
                     rng=self.rng,
                 )
+                rotation = Rotation(
+                    settings.connection.rotate_after_s,
+                    min_s=backoff.min_s,
+                    max_s=backoff.max_s,
+                    rng=self.rng,
+                )
                 connection = Connection(
                     source=source,
                     gate=gate,
@@ -156,6 +163,7 @@ class Supervisor:
                     keys=keys,
                     transport=transports.of(source),
                     lifecycle=lifecycle,
+                    rotation=rotation,
                     clock=self.clock,
                     observer=self.observer,
                     outage=self.outages.get(source.id, Outage(configured_ns, "start")),

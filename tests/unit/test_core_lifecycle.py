@@ -240,8 +240,14 @@ FAILURES = {
 MAY: dict[State, set[State]] = {
     State.WAITING: {State.DIALING, State.STOPPED} | FAILURES,
     State.DIALING: {State.PROVING, State.DRAINING, State.STOPPED} | FAILURES,
-    State.PROVING: {State.LIVE, State.DRAINING, State.STOPPED} | FAILURES,
-    State.LIVE: {State.DRAINING, State.BACKING_OFF, State.THROTTLED, State.STOPPED},
+    State.PROVING: {State.PROVING, State.LIVE, State.DRAINING, State.STOPPED} | FAILURES,
+    State.LIVE: {
+        State.PROVING,
+        State.DRAINING,
+        State.BACKING_OFF,
+        State.THROTTLED,
+        State.STOPPED,
+    },
     State.DRAINING: {State.WAITING, State.STOPPED} | FAILURES,
     **{pause: {State.WAITING, State.STOPPED} for pause in FAILURES},
     State.STOPPED: set(),
@@ -272,6 +278,17 @@ def fail(life: Lifecycle, judgement: Judgement, now: float = 0.0) -> tuple[State
     pause = life.failed(judgement, now)
     life.waiting(now)
     return pause.state, pause.delay_s
+
+
+def test_a_replaced_connection_proves_itself_anew_and_forgets_nothing_unproven() -> None:
+    life = lifecycle()
+    fail(life, RETRY)
+    life.dialing(10.0)
+    life.opened(10.0)
+    life.replaced(20.0)
+    assert (life.state, life.attempt, life.healthy_at()) == (State.PROVING, 1, 80.0)
+    life.replaced(80.0)  # healthy by then, though nothing was heard
+    assert (life.state, life.attempt, life.healthy_at()) == (State.PROVING, 0, 140.0)
 
 
 def test_it_begins_waiting() -> None:

@@ -10,78 +10,21 @@ import pytest
 import trio
 import trio.testing
 from attrs import define, evolve, field
+from one_source import EVENT, SECOND, SOURCE, Keys, Quiet, Tape
 
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Allocator
-from hypermux.core.verdicts import Judgement
-from hypermux.model.accounts import Cap, Credential, Endpoint, Limits, Secret, SourceId
+from hypermux.core.rotation import Rotation
+from hypermux.model.accounts import Cap, Credential, Limits
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
-from hypermux.model.records import Event, Gap, Item, StateChange
+from hypermux.model.records import Event
 from hypermux.upstream.connection import Connection
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Link
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Listener, Opened
-
-SECOND = 1_000_000_000
-ID = SourceId("prod", "us-west-1")
-SOURCE = Source(ID, "hyper", Endpoint.parse("wss://router.example:443/events/ws"))
-EVENT = b'{"status":"start","id":"f296","Type":"container","Action":"start","time":1,"timeNano":1}'
-
-
-@define
-class Tape:
-    """A feed and an observer that remember."""
-
-    clock: StreamClock
-    items: list[Item] = field(factory=list)
-    # When the service last found the socket empty; None: just now.
-    stood_still_since_ns: int | None = None
-    calls: list[str] = field(factory=list)
-
-    def opened(self, offset_ns: int | None = None) -> None:
-        self.calls.append("opened")
-
-    def closed(self) -> None:
-        self.calls.append("closed")
-        self.stood_still_since_ns = None  # as the inbox forgets what it knew of the socket
-
-    def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
-        self.items.extend(items)
-
-    @property
-    def empty_ns(self) -> int:
-        if self.stood_still_since_ns is not None:
-            return self.stood_still_since_ns
-        return self.clock.now_ns()
-
-    @property
-    def gaps(self) -> list[Gap]:
-        return [item for item in self.items if isinstance(item, Gap)]
-
-    @property
-    def states(self) -> list[StateChange]:
-        return [item for item in self.items if isinstance(item, StateChange)]
-
-
-class Quiet:
-    def dialing(self, source: Source) -> None: ...
-    def opened(self, source: Source) -> None: ...
-    def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None: ...
-
-
-@define
-class Keys:
-    refusals: int = 0
-
-    async def get(self, source: Source) -> Credential | None:
-        return Credential("AK", Secret("sk"))
-
-    def refused(self, source: Source, credential: Credential | None) -> None:
-        self.refusals += 1
-
 
 Attempt = Callable[[Listener], Awaitable[None]]
 
@@ -153,6 +96,7 @@ async def play(*attempts: Attempt, seconds: float = 3600.0, outage: Outage | Non
         keys=keys,
         transport=script,
         lifecycle=Lifecycle(min_s=0.5, max_s=60.0, reset_after_s=60.0, rng=rng),
+        rotation=Rotation(None, min_s=0.5, max_s=60.0, rng=rng),
         clock=clock,
         observer=Quiet(),
         outage=outage or Outage(clock.now_ns(), "start"),

@@ -71,6 +71,8 @@ class World:
     events: int = 200
     rate: float = 20.0
     cuts: int = 20
+    shared: bool = False
+    rotate_after_s: float | None = None
     storage: MemoryStorage = field(factory=MemoryStorage)
     manifest: list[bytes] = field(factory=list)
     accepts: list[bytes] = field(factory=list)
@@ -96,6 +98,7 @@ class World:
                     for n in range(1, self.accounts + 1)
                 ),
                 rate=self.rate,
+                shared=self.shared,
                 events=self.events,
                 seed=str(self.seed),
             ),
@@ -154,7 +157,7 @@ class World:
                 for account in router.accounts
             ),
             limits=LimitSettings(100, 50.0, 5, Cap(), Cap()),
-            connection=ConnectionSettings(),
+            connection=ConnectionSettings(rotate_after_s=self.rotate_after_s),
             journal=JournalSettings(segment_size=1 << 20),
         )
 
