@@ -10,7 +10,6 @@ means for the source (`upstream.telling`).
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from math import inf
@@ -22,17 +21,17 @@ from attrs import define, field
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
-from hypermux.core.decoding import decode_batch
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
 from hypermux.core.rotation import Rotation
 from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.errors import Failure
-from hypermux.model.records import Event, Gap, Item
+from hypermux.model.records import Gap
 from hypermux.upstream.dialing import trust_of
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Keys, Link, Transport
+from hypermux.upstream.sifting import Sieve
 from hypermux.upstream.succession import Succession
 from hypermux.upstream.telling import Outage, Teller
 from hypermux.upstream.transport import PROVEN, Opened
@@ -58,15 +57,6 @@ class Observer(Protocol):
         """A connection or a dial ended."""
 
 
-@define
-class Counters:
-    """What a source did so far; received = handed on + filtered + duplicate + held."""
-
-    received: int = 0
-    filtered: int = 0
-    duplicate: int = 0
-
-
 @define(eq=False)
 class Connection:
     """The task of one source. `outage` is what the journal knew when it began."""
@@ -83,9 +73,9 @@ class Connection:
     outage: Outage | None
     utc_ns: Callable[[], int]
     corrections: Corrections = field(factory=Corrections)
-    counters: Counters = field(factory=Counters)
     link: Link | None = None
     teller: Teller = field(init=False)
+    sieve: Sieve = field(init=False)
     _succession: Succession | None = None
     _parted: PartingCause | None = None  # why the link was ended by our own doing
     _hurried: bool = False
@@ -93,6 +83,7 @@ class Connection:
 
     def __attrs_post_init__(self) -> None:
         self.teller = Teller(self.feed, self.clock, self.outage)
+        self.sieve = Sieve(self.source, self.feed, self.clock)
 
     async def run(self) -> None:
         """Keep the source connected until cancelled."""
@@ -235,7 +226,7 @@ class Connection:
         if new.ended.is_set() and not old.ended.is_set():
             self._replacement_failed(new)
             succession.new_ended()
-            self.counters.duplicate += succession.take_duplicates()
+            self.sieve.counters.duplicate += succession.take_duplicates()
             self._succession = None
             self.gate.release(self.source.id)
             return old
@@ -370,11 +361,11 @@ class Connection:
 
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """See `Owner`."""
-        self.counters.received += len(messages)
+        self.sieve.counters.received += len(messages)
         if self._succession is not None and self._succession.over(trio.current_time()):
             self._succession = None
         if self._succession is None:
-            self._hand_on(messages, more=link.more)
+            self.sieve.hand_on(messages, more=link.more)
         else:
             self._take_in(self._succession.received(link, messages))
 
@@ -386,24 +377,9 @@ class Connection:
         """Hand on what the succession let pass. What it holds counts as not yet read."""
         succession = self._succession
         assert succession is not None
-        self.counters.duplicate += succession.take_duplicates()
+        self.sieve.counters.duplicate += succession.take_duplicates()
         more = succession.old.more or succession.new.more or succession.holding
-        self._hand_on(messages, more=more)
-
-    def _hand_on(self, messages: list[bytes], *, more: bool) -> None:
-        """Decode messages and deliver what is not excluded."""
-        items: list[Item] = list(decode_batch(messages))
-        if self.source.exclude_events:
-            kept = [item for item in items if not self._excluded(item)]
-            self.counters.filtered += len(items) - len(kept)
-            items = kept
-        # Also when nothing is left: `more` is news of its own.
-        self.feed.deliver(items, self.clock.now_ns(), more=more)
-
-    def _excluded(self, item: Item) -> bool:
-        return isinstance(item, Event) and any(
-            fnmatch.fnmatchcase(item.action, pattern) for pattern in self.source.exclude_events
-        )
+        self.sieve.hand_on(messages, more=more)
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:

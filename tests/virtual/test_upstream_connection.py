@@ -252,12 +252,12 @@ async def test_excluded_events_are_counted_as_filtered(
     async def attempt(listener: Listener) -> None:
         assert isinstance(listener, Link)
         assert isinstance(listener.owner, Connection)
-        listener.owner.source = evolve(SOURCE, exclude_events=("sta*",))
+        listener.owner.sieve.source = evolve(SOURCE, exclude_events=("sta*",))
         listener.opened(Opened(None, "off"))
         listener.received([EVENT, EVENT.replace(b"start", b"die")], more=False)
         await trio.sleep_forever()
 
     played = await play(attempt)
-    counters = played.connection.counters
+    counters = played.connection.sieve.counters
     assert (counters.received, counters.filtered) == (2, 1)
     assert sum(isinstance(item, Event) for item in played.tape.items) == 1

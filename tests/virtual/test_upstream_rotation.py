@@ -204,7 +204,7 @@ async def test_an_old_connection_is_replaced_without_a_gap(
     assert world.causes() == ["start"]
     assert [s.state for s in world.tape.states] == ["down", "up", "down"]
     assert_unbroken(world)
-    counters = world.connection.counters
+    counters = world.connection.sieve.counters
     assert counters.duplicate > 0
     assert counters.received == len(world.events) + counters.duplicate
     assert world.server.most == 2
