@@ -402,10 +402,11 @@ class Allocator:
             for key, pair in self._pairs.items()
             if key in used or pair.gate is not None or pair.stopped_until > now
         }
+        pairs = set(self._pairs.values())
         self._last_dial = {
             source: dial
             for source, dial in self._last_dial.items()
-            if source in self._holding or source in self._requests
+            if dial.pair in pairs and (source in self._holding or source in self._requests)
         }
         names = {("account", account) for account, _ in self._pairs}
         names |= {("endpoint", address) for _, address in self._pairs}

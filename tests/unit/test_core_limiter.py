@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
-from typing import Any
+from collections import Counter
 
 import hypothesis
 import pytest
 from allocators import HOST, allocator, ask, names, src
-from attrs import define, field
 from hypothesis import strategies as st
 
 from hypermux.core.limiter import PATIENCE_S, Allocator, Rank
 from hypermux.core.rates import Gcra
-from hypermux.model.accounts import Cap, SourceId
+from hypermux.model.accounts import Cap
 from hypermux.model.errors import HypermuxError
 
 # -- Gcra
@@ -316,145 +314,6 @@ def test_retry_after_is_honoured_to_an_hour_and_never_shortened() -> None:
     ask(limiter, "a/2")
     assert limiter.grant(0.0) == []
     assert limiter.next_at(0.0) == 3600.0
-
-
-# -- against a plain rendering of the rules
-
-
-@define(eq=False)
-class Plain:
-    """Everybody who waits is asked, every time."""
-
-    whole: Cap
-    account: Cap
-    endpoint: Cap
-    burst: int
-    waiting: dict[SourceId, tuple[Rank, int, str]] = field(factory=dict)
-    held: Counter[str] = field(factory=Counter)
-    gates: dict[str, Gcra] = field(factory=dict)
-    tickets: int = 0
-
-    def request(self, source: SourceId, address: str, rank: Rank) -> None:
-        earlier = self.waiting.pop(source, None)
-        self.tickets += 1
-        ticket = earlier[1] if earlier and earlier[2] == address else self.tickets
-        self.waiting[source] = (rank, ticket, address)
-
-    def limits(self, source: SourceId, address: str) -> list[tuple[str, Cap]]:
-        return [("", self.whole), (f"@{source.account}", self.account), (address, self.endpoint)]
-
-    def gate(self, name: str, cap: Cap) -> Gcra | None:
-        if cap.connect_rate is None:
-            return None
-        return self.gates.setdefault(name, Gcra(cap.connect_rate, self.burst, 0.0))
-
-    def open(self, name: str, cap: Cap, now: float) -> bool:
-        gate = self.gate(name, cap)
-        room = cap.max_connections is None or self.held[name] < cap.max_connections
-        return room and (gate is None or gate.ready_at(now) <= now)
-
-    def grant(self, now: float) -> list[SourceId]:
-        granted = []
-        while able := [
-            (rank, self.held[f"@{source.account}"], ticket, source, address)
-            for source, (rank, ticket, address) in self.waiting.items()
-            if all(self.open(name, cap, now) for name, cap in self.limits(source, address))
-        ]:
-            *_, source, address = min(able)
-            del self.waiting[source]
-            for name, cap in self.limits(source, address):
-                self.held[name] += 1
-                gate = self.gate(name, cap)
-                if gate is not None:
-                    gate.take(now)
-            granted.append(source)
-        return granted
-
-    def release(self, source: SourceId, address: str) -> None:
-        for name, _ in self.limits(source, address):
-            self.held[name] -= 1
-
-
-SOURCES = [SourceId(account, region) for account in "abc" for region in "xyz"]
-source = st.sampled_from(SOURCES)
-address = st.sampled_from(["h:1", "h:2", "h:3"])
-step = st.one_of(
-    st.tuples(st.just("request"), source, address, st.sampled_from(Rank)),
-    st.tuples(st.just("request"), source, address, st.just(Rank.NEW)),
-    st.tuples(st.just("withdraw"), source),
-    st.tuples(st.just("release"), source),
-    st.tuples(st.just("release"), source),
-    st.tuples(st.just("wait"), st.sampled_from([0.0, 0.05, 0.1, 0.3])),
-    st.tuples(st.just("next")),
-)
-caps = st.builds(
-    Cap, st.one_of(st.none(), st.integers(1, 4)), st.sampled_from([None, 1.0, 5.0, 10.0])
-)
-
-
-@hypothesis.settings(max_examples=400, deadline=None)
-@hypothesis.given(caps, caps, caps, st.integers(1, 3), st.lists(step, max_size=60))
-def test_it_grants_what_asking_everybody_would(
-    whole: Cap, account: Cap, endpoint: Cap, burst: int, steps: list[Any]
-) -> None:
-    limiter = allocator(whole.max_connections, whole.connect_rate, burst, account, endpoint)
-    plain = Plain(whole, account, endpoint, burst)
-    holding: dict[SourceId, list[str]] = defaultdict(list)
-    taken: dict[str, list[float]] = defaultdict(list)
-    now = 0.0
-
-    def grant() -> None:
-        asked = dict(plain.waiting)
-        expected = plain.grant(now)
-        assert names(limiter.grant(now)) == names(expected)
-        for source in expected:
-            holding[source].append(asked[source][2])
-            for name, _ in plain.limits(source, asked[source][2]):
-                taken[name].append(now)
-        assert limiter.waiting == len(plain.waiting)
-        assert limiter.held == plain.held[""]
-        # It is quick to say when it will have something, and never asks to come again at once.
-        at = limiter.next_at(now)
-        assert at is None or at > now
-
-    def release(source: SourceId) -> None:
-        plain.release(source, holding[source].pop(0))
-        limiter.release(source)
-
-    for name, *rest in steps:
-        if name == "request":
-            asker, where, rank = rest
-            plain.request(asker, where, rank)
-            limiter.request(asker, where, rank, now)
-        elif name == "withdraw":
-            plain.waiting.pop(rest[0], None)
-            limiter.withdraw(rest[0])
-        elif name == "release":
-            if holding[rest[0]]:
-                release(rest[0])
-        elif name == "wait":
-            now += rest[0]
-        elif (at := limiter.next_at(now)) is not None:
-            now = at
-        if name != "request" or rest[2] is Rank.NEW:  # not after each: several may wait
-            grant()
-    # Nobody waits for ever, while slots come back.
-    for _ in range(200):
-        grant()
-        if not plain.waiting:
-            break
-        at = limiter.next_at(now)
-        if at is not None:
-            now = at
-            continue
-        for source in SOURCES:
-            while holding[source]:
-                release(source)
-    assert limiter.waiting == 0
-    for name, times in taken.items():
-        cap = whole if not name else account if name[0] == "@" else endpoint
-        if cap.connect_rate is not None:
-            check_rate(times, cap.connect_rate, burst)
 
 
 def test_a_thousand_who_wait_cost_no_more_than_a_few_looks_each() -> None:
