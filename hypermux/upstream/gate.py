@@ -12,17 +12,25 @@ from attrs import define, field
 
 from hypermux.core.limiter import Allocator, Rank
 from hypermux.model.accounts import Limits, SourceId
+from hypermux.upstream.pacing import Pace
 
 log = logging.getLogger("hypermux.limits")
 
 
 @define(eq=False)
 class Gate:
-    """One allocator for all sources, and the tasks that wait at it."""
+    """One allocator for all sources, and the tasks that wait at it.
+
+    `pace` holds requests on the wire to the same rates.
+    """
 
     allocator: Allocator
+    pace: Pace = field(init=False)
     _waiting: dict[SourceId, trio.Event] = field(factory=dict)
     _changed: trio.Event = field(factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.pace = Pace(self.allocator.pacer(trio.current_time()))
 
     async def permit(
         self, source: SourceId, address: str, rank: Rank, *, handover: bool = False
@@ -71,6 +79,7 @@ class Gate:
 
     def change(self, limits: Limits) -> list[SourceId]:
         """Go on with other limits; return who must give back all the slots that it holds."""
+        self.pace.change(limits)
         with self.changing() as allocator:
             return allocator.change(limits, trio.current_time())
 

@@ -15,14 +15,13 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
-from hypermux.core.pacing import Pacer
 from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Credential, CredentialSource, SourceId
 from hypermux.upstream.connection import Connection, Observer
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Keys, Transport
-from hypermux.upstream.pacing import PacedDialer
+from hypermux.upstream.pacing import Pace, PacedDialer
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer, Listener
 from hypermux.upstream.websocket import stream_websocket
@@ -74,7 +73,7 @@ class Transports:
     """The transport of each kind of upstream, over one dialer."""
 
     dialer: Dialer
-    pacer: Pacer
+    pace: Pace
     settings: ConnectionSettings
     utc_ns: Callable[[], int]
     rng: random.Random
@@ -113,7 +112,7 @@ class Transports:
         )
 
     def _paced(self, source: Source) -> Dialer:
-        return PacedDialer(self.dialer, self.pacer, source.id.account)
+        return PacedDialer(self.dialer, self.pace, source.id.account)
 
 
 @define(eq=False)
@@ -132,12 +131,9 @@ class Supervisor:
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
         settings = self.settings
-        now = trio.current_time()
-        allocator = settings.allocator(now)
-        pacer = allocator.pacer(now)
-        gate = Gate(allocator)
+        gate = Gate(settings.allocator(trio.current_time()))
         keys: Keys = KeyRing()
-        transports = Transports(self.dialer, pacer, settings.connection, self.utc_ns, self.rng)
+        transports = Transports(self.dialer, gate.pace, settings.connection, self.utc_ns, self.rng)
         backoff = settings.connection.backoff
         corrections = Corrections()
         configured_ns = self.clock.now_ns()

@@ -82,3 +82,49 @@ async def test_time_alone_grants_what_the_rate_holds_back(
                 waiting.start_soon(take, source)
         nursery.cancel_scope.cancel()
     assert [b - a for a, b in pairwise(times)] == pytest.approx([2, 2])
+
+
+async def test_a_handover_keeps_its_slot_whatever_becomes_of_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    one = gate(slots=1, rate=1.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        await one.permit(A, "host:1", Rank.NEW)
+        await one.permit(A, "host:1", Rank.ROTATION, handover=True)
+        assert one.allocator.held == 1
+        with trio.move_on_after(0.5):
+            await one.permit(A, "host:1", Rank.ROTATION, handover=True)
+        assert (one.allocator.held, one.allocator.waiting) == (1, 0)
+        nursery.start_soon(one.permit, B, "host:1", Rank.NEW)
+        await trio.testing.wait_all_tasks_blocked()
+        assert one.contested(A)
+        one.release(A)
+        await trio.sleep(1.0)
+        assert one.allocator.held == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_other_limits_wake_who_waits(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = gate(slots=1)
+    times: list[float] = []
+
+    async def take(source: SourceId) -> None:
+        await one.permit(source, "host:1", Rank.NEW)
+        times.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        for source in (A, B, C):
+            nursery.start_soon(take, source)
+        await trio.sleep(5.0)
+        assert one.change(Limits(Cap(3, 1.0))) == []
+        await trio.sleep(5.0)
+        assert times == pytest.approx([0.0, 6.0, 7.0])
+        assert len(one.change(Limits(Cap(1, 1.0)))) == 2
+        caplog.set_level("INFO")
+        one.throttled(A, trio.current_time(), None)
+        assert "endpoint host:1 for account a asks for fewer connections" in caplog.text
+        nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ from attrs import define, field
 
 from hypermux.core.pacing import Pacer
 from hypermux.model.accounts import Cap, Endpoint, Limits, Tls
-from hypermux.upstream.pacing import PacedDialer
+from hypermux.upstream.pacing import Pace, PacedDialer
 
 ENDPOINT = Endpoint.parse("wss://router.test/events/ws")
 
@@ -28,14 +28,14 @@ class SlowDialer:
         return ours
 
 
-def pacer(now: float) -> Pacer:
-    return Pacer(Limits(Cap(connect_rate=2.0)), now)
+def pace(now: float) -> Pace:
+    return Pace(Pacer(Limits(Cap(connect_rate=2.0)), now))
 
 
 async def test_connections_that_are_ready_at_once_are_used_at_the_rate(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    dialer = PacedDialer(SlowDialer(10.0), pacer(trio.current_time()), "prod")
+    dialer = PacedDialer(SlowDialer(10.0), pace(trio.current_time()), "prod")
     times: list[float] = []
 
     async def dial() -> None:
@@ -53,9 +53,32 @@ async def test_who_is_cancelled_while_waiting_leaves_no_connection_open(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     below = SlowDialer(0.0)
-    dialer = PacedDialer(below, pacer(trio.current_time()), "prod")
+    dialer = PacedDialer(below, pace(trio.current_time()), "prod")
     with trio.move_on_after(0.1) as scope:
         await dialer.dial(ENDPOINT, Tls())
     assert scope.cancelled_caught
     (peer,) = below.streams
     assert await peer.receive_some() == b""
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(20.0, [10.0, 10.15, 10.2, 10.25]), (0.5, [10.0, 12.1, 14.1, 16.1])]
+)
+async def test_who_waits_asks_again_when_the_rate_changes(
+    autojump_clock: trio.testing.MockClock, rate: float, expected: list[float]
+) -> None:
+    one = pace(trio.current_time())
+    dialer = PacedDialer(SlowDialer(10.0), one, "prod")
+    times: list[float] = []
+
+    async def dial() -> None:
+        await dialer.dial(ENDPOINT, Tls())
+        times.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(dial)
+        await trio.sleep_until(10.1)
+        one.change(Limits(Cap(connect_rate=2.0)))  # nothing else: nobody waits longer
+        one.change(Limits(Cap(connect_rate=rate)))
+    assert times == pytest.approx(expected, abs=1e-3)
