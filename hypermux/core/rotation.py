@@ -9,8 +9,8 @@ Rules
 - The old connection is kept while the new one is dialed, which takes a spare slot. Where none
   comes within `SPARE_PATIENCE` of `rotate_after`, the old one's own slot is handed over: one short
   gap. Waiting that long costs nothing, and a single spare slot serves one rotation after another.
-- For a renewed credential the old connection is kept whatever comes: nobody knows yet whether the
-  new key is accepted.
+- For a renewed credential the old connection is kept as long as its age allows: nobody knows yet
+  whether the new key is accepted.
 - A replacement that is refused leaves the old connection alone, and is tried again: with backoff,
   or, where only a change of the configuration helps, as rarely as any refused source.
 """
@@ -45,6 +45,7 @@ class Rotation:
     _rng: Random = field(kw_only=True)
     due_s: float = field(default=inf, init=False)
     cause: Cause = field(default="rotation", init=False)
+    _old_s: float = field(default=inf, init=False)  # when its age alone is enough
     _failures: int = field(default=0, init=False)
     _skewed: bool = field(default=False, init=False)
 
@@ -53,9 +54,10 @@ class Rotation:
         self._failures = 0
         self.cause = "rotation"
         if self.rotate_after_s is None:
-            self.due_s = inf
+            self._old_s = inf
         else:
-            self.due_s = now + self.rotate_after_s * (1.0 - SPREAD * self._rng.random())
+            self._old_s = now + self.rotate_after_s * (1.0 - SPREAD * self._rng.random())
+        self.due_s = self._old_s
 
     def renew(self, now: float) -> None:
         """Another credential is to be used: due now."""
@@ -65,9 +67,10 @@ class Rotation:
 
     def patient_until(self, now: float) -> float:
         """Return until when to wait for a spare slot; inf: the own slot is never handed over."""
-        if self.cause == "credential" or self.rotate_after_s is None:
+        if self.rotate_after_s is None:
             return inf
-        return now + SPARE_PATIENCE * self.rotate_after_s
+        begun_s = max(now, self._old_s) if self.cause == "credential" else now
+        return begun_s + SPARE_PATIENCE * self.rotate_after_s
 
     def failed(self, verdict: Verdict, now: float, *, retry_after_s: float | None = None) -> None:
         """The replacement was refused or broke: due again after a while."""

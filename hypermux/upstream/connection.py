@@ -77,7 +77,8 @@ class Connection:
     teller: Teller = field(init=False)
     sieve: Sieve = field(init=False)
     _succession: Succession | None = None
-    _parted: PartingCause | None = None  # why the link was ended by our own doing
+    _parted: PartingCause | None = None  # why the link is ended by our own doing
+    _parting: trio.Event = field(factory=trio.Event)
     _hurried: bool = False
     _changed: trio.Event = field(factory=trio.Event)
 
@@ -119,6 +120,7 @@ class Connection:
         """End the open link for a reason of our own, and come back when a slot is free."""
         if self.link is not None and self.link.open and self._parted is None:
             self._parted = cause
+            self._parting.set()
             self._changed.set()
 
     async def _pause(self, delay_s: float) -> bool:
@@ -182,7 +184,7 @@ class Connection:
             return link
         if await self._permit(link, self.rotation.patient_until(trio.current_time())):
             return await self._succeed(link, nursery)
-        if link.open and await self._permit(link, inf, handover=True):
+        if self._parted is None and link.open and await self._permit(link, inf, handover=True):
             # The slot stays with the source: it passes from one link to the next.
             await self._part(link, "rotation")
             self.lifecycle.waiting(trio.current_time())
@@ -190,7 +192,7 @@ class Connection:
         return link
 
     async def _permit(self, link: Link, until_s: float, *, handover: bool = False) -> bool:
-        """Wait for a permit beside an open link; False: the link ended, or it took too long."""
+        """Wait for a permit beside an open link; False: the link ends, or it took too long."""
         granted = False
 
         async def wait() -> None:
@@ -199,8 +201,8 @@ class Connection:
             granted = True
 
         with trio.move_on_at(until_s):
-            await _first_of(link.ended.wait, wait)
-        if granted and not link.open:
+            await _first_of(link.ended.wait, self._parting.wait, wait)
+        if granted and (not link.open or self._parted is not None):
             if not handover:
                 self.gate.release(self.source.id)
             return False
@@ -280,7 +282,7 @@ class Connection:
 
         Returns the seconds to wait and the rank of the next dial.
         """
-        parted, self._parted = self._parted, None
+        parted, self._parted, self._parting = self._parted, None, trio.Event()
         if parted is not None and self.lifecycle.state is State.DRAINING:
             return 0.0, Rank.NEW if parted == "yielded" else Rank.LOST
         judgement, failure = self._judge(link)

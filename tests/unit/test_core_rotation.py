@@ -45,12 +45,13 @@ def test_nothing_is_due_by_age_where_nothing_is_configured() -> None:
     assert schedule.patient_until(5.0) == inf
 
 
-def test_a_renewed_credential_is_due_now_and_hands_nothing_over() -> None:
+def test_a_renewed_credential_is_due_now_and_hands_nothing_over_before_its_age() -> None:
     schedule = rotation()
     schedule.opened(0.0)
+    old_s = schedule.due_s
     schedule.renew(50.0)
     assert (schedule.due_s, schedule.cause) == (50.0, "credential")
-    assert schedule.patient_until(50.0) == inf
+    assert schedule.patient_until(50.0) == pytest.approx(old_s + SPARE_PATIENCE * 20 * HOUR)
     schedule.opened(60.0)
     assert schedule.cause == "rotation"
     assert schedule.patient_until(60.0) == pytest.approx(60.0 + SPARE_PATIENCE * 20 * HOUR)

@@ -355,6 +355,21 @@ async def test_a_renewed_credential_never_hands_the_slot_over(
     assert world.causes() == ["start"]
 
 
+async def test_parting_does_not_wait_for_a_rotation_that_waits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def renew_and_part(world: World) -> None:
+        await trio.sleep(5)
+        world.connection.renew()
+        await trio.sleep(5)
+        world.connection.part("reload")
+
+    world = await live(Server([0.001]), renew_and_part, seconds=30, slots=1, rotate_after_s=None)
+    assert world.causes() == ["start", "reload"]
+    assert len(world.server.dialed_at) == 2
+    assert world.gate.allocator.held == 0
+
+
 async def test_a_renewed_credential_ends_a_pause(autojump_clock: trio.testing.MockClock) -> None:
     async def renew(world: World) -> None:
         await trio.sleep(60)
