@@ -327,6 +327,9 @@ class Connection:
 
     def _stopped(self) -> None:
         """Record the end: a source that was up is down from now, by our own doing."""
+        if self._succession is not None:
+            # What was held is received, and goes on like anything else that was.
+            self._take_in(self._succession.old_ended(trio.current_time()))
         if self.link is not None:  # otherwise it was never up
             self.teller.drained(self.link, "stopped", "hypermux stopped")
         self.lifecycle.stopped(trio.current_time())

@@ -309,6 +309,18 @@ async def test_an_old_one_that_answers_no_ping_is_not_waited_for_for_ever(
     assert_unbroken(world)
 
 
+async def test_what_is_held_at_a_stop_is_not_forgotten(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = await live(Server([1.0, 0.001]), seconds=10.5, rotate_after_s=10.0, every_s=0.1)
+    assert len(world.server.dialed_at) == 2
+    counters = world.connection.sieve.counters
+    assert counters.received == len(world.events) + counters.duplicate
+    last_by_new = world.server.sent[-2]
+    assert last_by_new in world.events
+    assert world.causes() == ["start"]
+
+
 async def test_an_old_one_that_ends_during_the_dial_is_an_outage(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
