@@ -68,6 +68,71 @@ def test_a_clock_put_right_is_noticed_when_the_old_samples_are_ten_minutes_old()
     assert changes == [(BUCKETS, 3 * S)]
 
 
+def test_five_events_make_an_estimate_out_of_a_sample() -> None:
+    skew = Skew()
+    assert [skew.observe(900 * MS, NOW + number) for number in range(5)] == [False] * 4 + [True]
+    assert skew.applied_ns == 900 * MS
+
+
+def test_two_seconds_can_still_be_a_delay() -> None:
+    assert feed(Skew(), 2 * S, times=1) == []
+    assert feed(Skew(), 2 * S + 1, times=1) == [2 * S + 1]
+
+
+def test_a_used_offset_is_left_alone_until_it_is_wrong_by_a_tenth_of_a_second() -> None:
+    skew = Skew()
+    feed(skew, S)
+    assert feed(skew, 901 * MS) == []
+    assert feed(skew, 900 * MS, times=1) == [900 * MS]
+    assert feed(skew, 800 * MS + 1) == []
+
+
+def least_at(samples: dict[int, int], second: int) -> int:
+    """Return the offset that comes of samples (second -> ms), with a clock 3 s slow after them."""
+    skew = Skew()
+    for at, delay_ms in samples.items():
+        feed(skew, delay_ms * MS, at=NOW + at * S)
+    feed(skew, 3 * S, at=NOW + second * S)
+    return skew.applied_ns // MS
+
+
+def test_a_sample_counts_for_ten_minutes() -> None:
+    assert least_at({0: 20}, 599) == 0
+    assert least_at({0: 20}, 600) == 3000
+    assert least_at({0: 20, 29: 1000}, 599) == 0  # of a half minute, the least
+
+
+def test_what_is_dropped_after_ten_minutes_is_the_oldest() -> None:
+    samples = {0: 20, 300: 1000, 400: 2000}
+    assert least_at(samples, 610) == 1000
+    assert least_at(samples, 910) == 2000
+    assert least_at(samples, 1010) == 3000
+
+
+def test_a_smaller_sample_outlives_the_larger_ones_before_it() -> None:
+    samples = {0: 20, 60: 2000, 120: 1000}
+    assert least_at(samples, 600) == 1000
+    assert least_at(samples, 719) == 1000
+    assert least_at(samples, 720) == 3000
+
+
+def test_the_same_sample_again_counts_from_then_on() -> None:
+    assert least_at({0: 20, 300: 20}, 899) == 0
+    assert least_at({0: 20, 300: 20}, 900) == 3000
+
+
+def test_it_wants_what_can_change_something() -> None:
+    skew = Skew()
+    feed(skew, 20 * MS, times=4)
+    assert skew.due_ns == 0  # unsettled
+    assert skew.wants(3 * S, NOW)
+    feed(skew, 20 * MS, times=1)
+    assert skew.due_ns == NOW + 30 * S
+    assert skew.wants(20 * MS - 1, NOW)
+    assert not skew.wants(21 * MS, NOW + 30 * S - 1)
+    assert skew.wants(21 * MS, NOW + 30 * S)
+
+
 def test_after_a_long_silence_it_begins_anew() -> None:
     skew = Skew()
     feed(skew, 20 * MS)
