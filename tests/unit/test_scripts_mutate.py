@@ -90,7 +90,7 @@ def test_a_body_is_left_out_as_a_whole_and_a_generator_is_not() -> None:
 def test_declarations_are_left_alone() -> None:
     source = (
         "import x\nX: TypeAlias = A | B\n"
-        "class C:\n    __slots__ = ('a', 'b')\n    a: int | None = field(default=None, init=False)\n"
+        "class C:\n    __slots__ = ('a', 'b')\n    a: int | None = field(default=None, eq=False)\n"
         "    def __init__(self, a: int | str) -> None:\n        super().__init__()\n"
     )
     assert [m.kind for m in MUTANTS.mutants(source)] == ["drop"]
