@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from hypermux.config import files
+from hypermux.core.recording import parse_rfc3339
 from hypermux.model.accounts import Credential, CredentialSource, Secret
 from hypermux.model.errors import ConfigurationFault, Problem
 
@@ -26,6 +27,7 @@ _MAX_ACCESS_KEY = 256
 
 _ACCESS_NAMES = ("AccessKeyId", "access_key")
 _SECRET_NAMES = ("SecretAccessKey", "secret_key")
+_END_NAMES = ("Expiration", "expiration")
 
 
 class _Bad(Exception):
@@ -140,7 +142,22 @@ def _from_process(argv: tuple[str, ...]) -> Credential:
     ):
         if fault is not None:
             raise _Bad("credential_process", f"the {what} that the program prints {fault}")
-    return Credential(access_key, Secret(secret_key))
+    return Credential(access_key, Secret(secret_key), _end(answer))
+
+
+def _end(answer: dict[str, Any]) -> int | None:
+    """Return when the keys end, nanoseconds since 1970; None: they last."""
+    name = next((name for name in _END_NAMES if answer.get(name) is not None), None)
+    if name is None:
+        return None
+    try:
+        return parse_rfc3339(answer[name])
+    except (TypeError, ValueError):
+        # Not shown: whatever stands there may be a key that slipped.
+        raise _Bad(
+            "credential_process",
+            f"the {name} that the program prints is not a time like 2016-10-13T16:22:54Z",
+        ) from None
 
 
 def _answered(answer: dict[str, Any], names: tuple[str, ...]) -> str:

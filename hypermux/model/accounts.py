@@ -53,10 +53,14 @@ class Secret:
 
 @frozen
 class Credential:
-    """An access key and its secret key."""
+    """An access key and its secret key, and when it ends: nanoseconds since 1970, None: it lasts.
+
+    Equal is what lets in equally: the same keys, whenever they end.
+    """
 
     access_key: str
     secret_key: Secret = field(repr=False)
+    expires_ns: int | None = field(default=None, eq=False)
 
 
 @frozen(order=True, cache_hash=True)

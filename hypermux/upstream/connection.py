@@ -116,6 +116,11 @@ class Connection:
             self.rotation.renew(trio.current_time())
         self._changed.set()
 
+    @property
+    def given_up(self) -> bool:
+        """Whether it was refused, and waits for a probe or for somebody to mend the cause."""
+        return self.lifecycle.state in _PROBED
+
     def part(self, cause: PartingCause) -> None:
         """End the open link for a reason of our own, and come back when a slot is free."""
         if self.link is not None and self.link.open and self._parted is None:
@@ -126,7 +131,6 @@ class Connection:
     async def _pause(self, delay_s: float) -> bool:
         """Wait; returns whether it was cut short by `renew`."""
         until_s = trio.current_time() + delay_s
-        self._hurried = False
         while trio.current_time() < until_s and not self._hurried:
             await self._wait_for_change(until_s)
         return self._hurried
@@ -285,6 +289,7 @@ class Connection:
         parted, self._parted, self._parting = self._parted, None, trio.Event()
         if parted is not None and self.lifecycle.state is State.DRAINING:
             return 0.0, Rank.NEW if parted == "yielded" else Rank.LOST
+        self._hurried = False
         judgement, failure = self._judge(link)
         now = trio.current_time()
         pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
@@ -292,7 +297,7 @@ class Connection:
         self.teller.down(link, judgement)
         self._heed(link, judgement, failure, denied=denied)
         self.observer.failed(self.source, judgement, failure)
-        return pause.delay_s, Rank.PROBE if pause.state in _PROBED else Rank.LOST
+        return pause.delay_s, Rank.PROBE if self.given_up else Rank.LOST
 
     def _judge(self, link: Link) -> tuple[Judgement, Failure]:
         failure = link.failure
@@ -308,8 +313,8 @@ class Connection:
 
     def _heed(self, link: Link, judgement: Judgement, failure: Failure, *, denied: bool) -> None:
         """Take to heart what a failure says of the credential, the rate and our clock."""
-        if denied:
-            self.keys.refused(self.source, link.credential)
+        if denied and self.keys.refused(self.source, link.credential):
+            self._hurried = True  # it has another key by now
         if judgement.verdict is Verdict.THROTTLED:
             self.gate.throttled(self.source.id, link.dialed_at, failure.retry_after_s)
         if judgement.offset_ns is not None:

@@ -26,8 +26,8 @@ class Keys(Protocol):
     async def get(self, source: Source) -> Credential | None:
         """Return the credential, None where the upstream needs none. Raises ConfigurationFault."""
 
-    def refused(self, source: Source, credential: Credential | None) -> None:
-        """The server refused this one: read it anew next time."""
+    def refused(self, source: Source, credential: Credential | None) -> bool:
+        """The server refused this one; say whether there is another one already."""
 
 
 class Transport(Protocol):

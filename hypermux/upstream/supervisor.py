@@ -4,68 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import trio
 from attrs import define, field
 
-from hypermux.config import credentials
 from hypermux.config.settings import ConnectionSettings, Settings, Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.rotation import Rotation
-from hypermux.model.accounts import Credential, CredentialSource, SourceId
+from hypermux.model.accounts import Credential, SourceId
 from hypermux.upstream.connection import Connection, Observer
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.gate import Gate
-from hypermux.upstream.link import Keys, Transport
+from hypermux.upstream.keys import KeyRing
+from hypermux.upstream.link import Transport
 from hypermux.upstream.pacing import Pace, PacedDialer
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer, Listener
 from hypermux.upstream.websocket import stream_websocket
-
-# Key files may be on a network disk and credential processes may hang: they wait for each other
-# here, never for the journal's thread.
-_KEY_READERS = 4
-
-
-@define(eq=False)
-class KeyRing:
-    """Credentials by account, read when first needed and again after a refusal."""
-
-    _limiter: trio.CapacityLimiter = field(factory=partial(trio.CapacityLimiter, _KEY_READERS))
-    _cached: dict[str, Credential] = field(factory=dict)
-    _locks: dict[str, trio.Lock] = field(factory=dict)
-
-    async def get(self, source: Source) -> Credential | None:
-        """Return the credential of `source`. Raises ConfigurationFault."""
-        if source.credential is None:
-            return None
-        account = source.id.account
-        # One reads for all regions of an account; a program that hangs holds up its own account.
-        async with self._locks.setdefault(account, trio.Lock()):
-            if account not in self._cached:
-                self._cached[account] = await self._read(source.credential)
-            return self._cached[account]
-
-    async def _read(self, source: CredentialSource) -> Credential:
-        if source.secret_key is not None:
-            return credentials.load(source)
-        return await trio.to_thread.run_sync(
-            credentials.load,
-            source,
-            limiter=self._limiter,
-            abandon_on_cancel=True,  # reading changes nothing; a stop need not wait
-        )
-
-    def refused(self, source: Source, credential: Credential | None) -> None:
-        """Forget a credential: a rotated secret is read at the next dial."""
-        account = source.id.account
-        # Another region may have read a newer one meanwhile.
-        if credential is not None and self._cached.get(account) is credential:
-            del self._cached[account]
 
 
 @define(eq=False)
@@ -127,18 +85,24 @@ class Supervisor:
     observer: Observer
     feed: Callable[[SourceId], Feed]
     outages: Mapping[SourceId, Outage]
+    connections: dict[SourceId, Connection] = field(factory=dict)
+    keys: KeyRing = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.keys = KeyRing(self.utc_ns, self.rng, self._key_changed)
 
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
         settings = self.settings
         gate = Gate(settings.allocator(trio.current_time()))
-        keys: Keys = KeyRing()
+        self.keys.use(settings.sources)
         transports = Transports(self.dialer, gate.pace, settings.connection, self.utc_ns, self.rng)
         backoff = settings.connection.backoff
         corrections = Corrections()
         configured_ns = self.clock.now_ns()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(gate.run)
+            nursery.start_soon(self.keys.run)
             for source in settings.sources:
                 lifecycle = Lifecycle(
                     min_s=backoff.min_s,
@@ -156,7 +120,7 @@ class Supervisor:
                     source=source,
                     gate=gate,
                     feed=self.feed(source.id),
-                    keys=keys,
+                    keys=self.keys,
                     transport=transports.of(source),
                     lifecycle=lifecycle,
                     rotation=rotation,
@@ -166,4 +130,22 @@ class Supervisor:
                     utc_ns=self.utc_ns,
                     corrections=corrections,
                 )
+                self.connections[source.id] = connection
                 nursery.start_soon(connection.run, name=f"source {source.id}")
+
+    async def look_again(self) -> None:
+        """Read all keys anew, and let every source that was refused try at once."""
+        await self.keys.refresh()
+        for connection in self.connections.values():
+            if connection.given_up:
+                connection.renew()
+
+    def _key_changed(self, account: str) -> None:
+        """Let an account's refused sources try at once, and its open ones move to the new key."""
+        credential = self.keys.current(account)
+        for source, connection in self.connections.items():
+            if source.account == account:
+                link = connection.link
+                old = link is not None and link.open and link.credential != credential
+                if connection.given_up or old:
+                    connection.renew()

@@ -87,6 +87,29 @@ def test_from_a_process(names: tuple[str, str]) -> None:
     assert credentials.load(program(code, answer)) == GOOD
 
 
+@pytest.mark.parametrize(
+    ("end", "expires_ns"),
+    [
+        ('"Expiration": "2016-10-13T16:22:54Z"', 1_476_375_774 * 10**9),
+        ('"expiration": "2016-10-13T18:22:54.5+02:00"', 1_476_375_774 * 10**9 + 500_000_000),
+        ('"Expiration": null', None),
+        ('"Version": 1', None),
+    ],
+)
+def test_a_process_says_how_long_its_keys_last(end: str, expires_ns: int | None) -> None:
+    answer = f'{{"AccessKeyId": "AK", "SecretAccessKey": "canary-secret", {end}}}'
+    loaded = credentials.load(program("import sys; print(sys.argv[1])", answer))
+    assert loaded == GOOD, "it lets in like any other"
+    assert loaded.expires_ns == expires_ns
+
+
+@pytest.mark.parametrize("end", ['"canary"', "1476375774", "{}", '"2016-10-13"', '""', "true"])
+def test_an_end_that_is_no_time_is_said(end: str) -> None:
+    answer = f'{{"access_key": "AK", "secret_key": "s", "Expiration": {end}}}'
+    text = fault(program("import sys; print(sys.argv[1])", answer))
+    assert "the Expiration that the program prints is not a time like 2016-10-13T16:22:54Z" in text
+
+
 def test_no_shell_reads_the_arguments() -> None:
     answer = '{"access_key": "AK", "secret_key": "canary-secret", "x": "$HOME; `id`"}'
     assert credentials.load(program("import sys; print(sys.argv[1])", answer)) == GOOD

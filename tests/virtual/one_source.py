@@ -65,5 +65,6 @@ class Keys:
     async def get(self, source: Source) -> Credential | None:
         return Credential("AK", Secret("sk"))
 
-    def refused(self, source: Source, credential: Credential | None) -> None:
+    def refused(self, source: Source, credential: Credential | None) -> bool:
         self.refusals += 1
+        return False
