@@ -99,8 +99,8 @@ def docker_endpoint(url: str) -> Endpoint:
         endpoint = Endpoint.parse(url)
     except ValueError as error:
         raise UsageFault(f"--docker {url}: {error}") from None
-    if endpoint.scheme not in ("unix", "tcp", "http", "https"):
-        raise UsageFault(f"--docker {url}: write unix:///PATH or tcp://HOST:PORT")
+    if endpoint.scheme not in ("unix", "tcp", "ssh", "http", "https"):
+        raise UsageFault(f"--docker {url}: write unix:///PATH, tcp://HOST:PORT or ssh://USER@HOST")
     return endpoint
 
 

@@ -32,10 +32,10 @@ SECRET_WAYS = ("secret_key", "secret_key_file", "secret_key_env")
 _KEY_WAYS = (*SECRET_WAYS, "credential_process")
 _WAYS = "access_key with one of secret_key_file, secret_key_env, secret_key"
 _HYPER_ONLY = ("access_key", *_KEY_WAYS, "endpoint", "endpoints", "regions", "region_signing")
-_SCHEMES = {"hyper": ("wss", "ws"), "docker": ("unix", "tcp", "https", "http")}
+_SCHEMES = {"hyper": ("wss", "ws"), "docker": ("unix", "tcp", "ssh", "https", "http")}
 _FORMS = {
     "hyper": '"wss://{region}.example.com:443/events/ws"',
-    "docker": '"unix:///var/run/docker.sock" or "tcp://HOST:2376"',
+    "docker": '"unix:///var/run/docker.sock", "tcp://HOST:2376" or "ssh://USER@HOST"',
 }
 
 

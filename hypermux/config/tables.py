@@ -137,6 +137,16 @@ def _url(value: Any) -> str:
     return found
 
 
+def _host(value: Any) -> str:
+    """Read where an engine is. Over ssh there is a user, whom a password would follow."""
+    found = text(value)
+    user = found.removeprefix("ssh://").partition("@")[0]
+    if found.startswith("ssh://") and "@" in found and ":" not in user:
+        _url(found.replace("@", "", 1))
+        return found
+    return _url(value)
+
+
 def _pin(value: Any) -> str:
     found = text(value)
     try:
@@ -233,7 +243,7 @@ account = table(
     regions=Key("regions", sequence(name)),
     endpoints=Key("endpoints", mapping(_url, names=name)),
     region_signing=Key("region_signing", choice("explicit", "legacy")),
-    hosts=Key("hosts", mapping(_url, names=name)),
+    hosts=Key("hosts", mapping(_host, names=name)),
     filters=Key("filters", mapping(sequence(_filter_value))),
     exclude_events=Key("exclude_events", sequence(text)),
     ca=Key("ca", text),

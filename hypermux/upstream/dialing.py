@@ -1,4 +1,4 @@
-"""Opening byte streams: unix sockets, TCP, TLS, also through a proxy.
+"""Opening byte streams: unix sockets, TCP, TLS, through a proxy, over ssh.
 
 Names are resolved in threads with a limiter of their own: a resolver that hangs must not hold up
 the journal's thread. Certificates are loaded once per distinct `Tls` (34 ms each) and again when a
@@ -22,7 +22,7 @@ from attrs import define, field
 from hypermux.core import pins
 from hypermux.model.accounts import Endpoint, Tls, uses_tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
-from hypermux.upstream import faults, tunnel
+from hypermux.upstream import faults, ssh, tunnel
 from hypermux.upstream.transport import Trust
 
 # Threads for names, and as many for certificates: a few slow ones must not stop all others.
@@ -67,6 +67,8 @@ class SocketDialer:
         """Return a connected stream. Raises ConnectionFailed (resolve, connect, tls, timeout)."""
         if endpoint.scheme == "unix":
             return await self._dial_unix(endpoint.path)
+        if endpoint.scheme == "ssh":
+            return await ssh.dial_ssh(endpoint, self.dial_timeout_s)
         context = await self._context(tls) if uses_tls(endpoint, tls) else None
         stream = await self._reach(endpoint)
         return stream if context is None else await self._secure(stream, endpoint, context, tls)

@@ -44,9 +44,10 @@ def unread(stream: trio.abc.Stream, got: int) -> bool:
         return True
     if got < READ_SIZE:
         return False
-    if not isinstance(stream, trio.SocketStream):
+    source = stream.socket if isinstance(stream, trio.SocketStream) else stream
+    if not hasattr(source, "fileno"):
         return True
-    count = fcntl.ioctl(stream.socket.fileno(), termios.FIONREAD, bytes(4))
+    count = fcntl.ioctl(source.fileno(), termios.FIONREAD, bytes(4))
     return int.from_bytes(count, sys.byteorder) > 0
 
 

@@ -80,7 +80,7 @@ class _Events:
     async def _ask(self) -> None:
         """Send the request and read the head of its answer."""
         endpoint = self.source.endpoint
-        local = endpoint.scheme == "unix"
+        local = endpoint.to_socket
         path = "" if local else endpoint.path.rstrip("/")
         query = self.source.filters.query()
         request = h11.Request(
