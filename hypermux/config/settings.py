@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,9 @@ from hypermux.model.accounts import (
 
 MIB = 1 << 20
 
+# What to do about a source that is connected and quiet for too long.
+OnQuiet = Literal["report", "redial"]
+
 
 @frozen
 class Source:
@@ -37,6 +41,8 @@ class Source:
     tls: Tls = Factory(Tls)
     region_signing: RegionSigning = "explicit"
     exclude_events: tuple[str, ...] = ()
+    expect_event_within_s: float = field(default=inf, kw_only=True)  # inf: nothing is expected
+    on_quiet: OnQuiet = field(default="report", kw_only=True)
 
     @property
     def signing_region(self) -> str:

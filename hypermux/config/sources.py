@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import attrs
@@ -164,9 +165,22 @@ class _Assembly:
                 tls,
                 self.merged.region_signing or "explicit",
                 self.merged.exclude_events or (),
+                expect_event_within_s=self._expected_within(),
+                on_quiet=self.merged.on_quiet or "report",
             )
             for region, endpoint in endpoints.items()
         )
+
+    def _expected_within(self) -> float:
+        within_s = self.merged.expect_event_within
+        if (
+            within_s is None
+            and self.own.has("on_quiet")
+            and not self._is_bad("expect_event_within")
+        ):
+            message = 'is of no use alone: write expect_event_within = "1h" too'
+            self._problem("on_quiet", message=message)
+        return inf if within_s is None else within_s
 
     # Credentials
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Literal
 
 from attrs import evolve, fields, frozen
@@ -23,6 +24,7 @@ from hypermux.config.settings import (
     LimitSettings,
     LogSettings,
     MergeSettings,
+    OnQuiet,
 )
 from hypermux.config.shape import (
     Key,
@@ -73,6 +75,8 @@ class AccountTable:
     pin: tuple[str, ...] | None = None
     proxy: Proxy | Literal["none"] | None = None
     limits: Cap | None = None
+    expect_event_within: float | None = None  # seconds; inf is "never"
+    on_quiet: OnQuiet | None = None
 
 
 @frozen
@@ -185,6 +189,14 @@ def _window(value: Any) -> float | None:
     return duration("1ms", "60s")(value)
 
 
+def _expect_within(value: Any) -> float:
+    if value == "never":
+        return inf
+    if isinstance(value, str) and not value[:1].isdigit():
+        raise Wrong.value('is neither "never" nor a duration such as "1h"', value)
+    return duration("1s", "365d")(value)
+
+
 def _rotate_after(value: Any) -> float | None:
     if value == "never":
         return None
@@ -254,6 +266,8 @@ account = table(
     # It may hold a password, and one that does not parse may hold it anywhere.
     proxy=Key("proxy", hidden(_proxy)),
     limits=Key("limits", _cap),
+    expect_event_within=Key("expect_event_within", _expect_within),
+    on_quiet=Key("on_quiet", choice("report", "redial")),
 )
 
 _segment = table(_SegmentTable, size=Key("size", size("64KiB", "1TiB")))

@@ -258,8 +258,10 @@ class Sequencer:
         moments += [since for since in (held_since, lost_since) if since is not None]
         known = self.journal.coverage.sources
         for source, item in self.inbox.untold.values():
+            if item.from_ns is None or (isinstance(item, StateChange) and item.state != "down"):
+                continue  # it tells of no outage
             # A further `down` of an outage that the journal knows changes nothing.
-            if item.from_ns is not None and not (source in known and known[source].in_outage):
+            if not (source in known and known[source].in_outage):
                 moments.append(item.from_ns)
         return min(moments)
 

@@ -24,6 +24,7 @@ from hypermux.core.correction import Corrections
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
+from hypermux.core.quiet import Quiet
 from hypermux.core.rotation import Rotation
 from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.errors import Failure
@@ -75,6 +76,7 @@ class Connection:
     corrections: Corrections = field(factory=Corrections)
     link: Link | None = None
     teller: Teller = field(init=False)
+    quiet: Quiet = field(init=False)
     sieve: Sieve = field(init=False)
     _succession: Succession | None = None
     _parted: PartingCause | None = None  # why the link is ended by our own doing
@@ -83,6 +85,7 @@ class Connection:
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
+        self.quiet = Quiet(self.source.expect_event_within_s)
         self.teller = Teller(self.feed, self.clock, self.outage)
         self.sieve = Sieve(self.source, self.feed, self.clock)
 
@@ -166,11 +169,21 @@ class Connection:
     async def _until_due(self, link: Link) -> bool:
         """Wait until a link is to be replaced or parted with; False: it has ended."""
         while not link.ended.is_set():
-            due_s = self.rotation.due_s if link.open else inf
-            if link.open and (self._parted is not None or trio.current_time() >= due_s):
+            now = trio.current_time()
+            if link.open and now >= self.quiet.due_s:
+                self._fell_quiet()
+            if link.open and (self._parted is not None or now >= self.rotation.due_s):
                 return True
+            due_s = min(self.rotation.due_s, self.quiet.due_s) if link.open else inf
             await self._wait_for_change(due_s)
         return False
+
+    def _fell_quiet(self) -> None:
+        """No event came for too long over a connection that is open."""
+        if self.quiet.fell(trio.current_time()):
+            log.warning("%s: %s", self.source.id, self.teller.fell_quiet(self.quiet.since_ns))
+        if self.source.on_quiet == "redial":
+            self.part("quiet")
 
     async def _replace(self, link: Link, nursery: trio.Nursery) -> Link:
         """Do what is due to an open link; return the one that the source has now."""
@@ -286,6 +299,7 @@ class Connection:
 
         Returns the seconds to wait and the rank of the next dial.
         """
+        self.quiet.closed(trio.current_time())
         parted, self._parted, self._parting = self._parted, None, trio.Event()
         if parted is not None and self.lifecycle.state is State.DRAINING:
             return 0.0, Rank.NEW if parted == "yielded" else Rank.LOST
@@ -354,6 +368,7 @@ class Connection:
         if link is self.link:
             self.lifecycle.opened(now)
             self.rotation.opened(now)
+            self.quiet.opened(now, link.opened_ns)
             self.teller.up(opened)
             self.observer.opened(self.source)
         if opened.date_ns is not None and opened.trust in PROVEN:
@@ -372,12 +387,20 @@ class Connection:
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """See `Owner`."""
         self.sieve.counters.received += len(messages)
+        if self.quiet.within_s < inf and messages:
+            self._heard_event()
         if self._succession is not None and self._succession.over(trio.current_time()):
             self._succession = None
         if self._succession is None:
             self.sieve.hand_on(messages, more=link.more)
         else:
             self._take_in(self._succession.received(link, messages))
+
+    def _heard_event(self) -> None:
+        quiet = self.quiet
+        since_ns = quiet.since_ns
+        if quiet.heard(trio.current_time(), self.clock.now_ns()):
+            log.info("%s: %s", self.source.id, self.teller.active(since_ns))
 
     def link_ended(self, link: Link) -> None:
         """See `Owner`."""
@@ -404,11 +427,12 @@ async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
             nursery.start_soon(run, wait)
 
 
-PartingCause = Literal["rotation", "yielded", "reload"]
+PartingCause = Literal["rotation", "yielded", "reload", "quiet"]
 
 _PARTINGS: Mapping[PartingCause, str] = {
     "rotation": "the connection is replaced, and there is no spare slot for two",
     "yielded": "gives its slot to a source that waits for one",
     "reload": "the configuration has changed",
+    "quiet": "no event came for too long: connecting anew",
 }
 _PROBED = frozenset({State.DENIED, State.UNTRUSTED, State.MISCONFIGURED})

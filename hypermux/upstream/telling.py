@@ -11,6 +11,7 @@ from attrs import define, frozen
 
 from hypermux.core.clock import StreamClock
 from hypermux.core.intake import Feed
+from hypermux.core.rendering import duration
 from hypermux.core.verdicts import Judgement
 from hypermux.model.errors import FailureKind
 from hypermux.model.records import Gap, Item, StateChange
@@ -88,6 +89,18 @@ class Teller:
         self._deliver([StateChange("clock", reason)])
         return reason
 
+    def fell_quiet(self, since_ns: int) -> str:
+        """Tell that the source is connected and brings nothing; return the sentence."""
+        reason = f"no event for {duration(self.clock.now_ns() - since_ns)}"
+        self._deliver([StateChange("quiet", reason, from_ns=since_ns)])
+        return reason
+
+    def active(self, since_ns: int) -> str:
+        """Tell that a quiet that began at `since_ns` is over; return the sentence."""
+        reason = f"events come again, after {duration(self.clock.now_ns() - since_ns)}"
+        self._deliver([StateChange("active", reason, from_ns=since_ns)])
+        return reason
+
     def _fall(self, link: Link, cause: str) -> None:
         known_ns = self._known_ns(link)
         orderly = link.failure is None or link.failure.kind in _ORDERLY
@@ -121,4 +134,4 @@ _TRUST = {
 # ends only what was heard before them is certain.
 _ORDERLY = frozenset({FailureKind.CLOSE, FailureKind.EOF, FailureKind.PROTOCOL})
 # Causes of outages that no failure began.
-OUR_OWN = frozenset({"start", "rotation", "yielded", "reload"})
+OUR_OWN = frozenset({"start", "rotation", "yielded", "reload", "quiet"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -184,16 +185,22 @@ def test_defaults_hold_any_key_and_the_accounts_own_value_wins(tmp_path: Path) -
         regions = ["r1"]
         filters = { event = ["die"] }
         limits = { max_connections = 3 }
+        expect_event_within = "1h"
+        on_quiet = "redial"
         [accounts.a]
         [accounts.b]
         credential_process = "keys"
         regions = ["r2"]
         limits = { connect_rate = "1/s" }
+        expect_event_within = "never"
         [accounts.c]
         upstream = "docker"
+        on_quiet = "report"
         """,
     )
     a, b, c = settings.sources
+    assert [s.expect_event_within_s for s in settings.sources] == [3600.0, inf, 3600.0]
+    assert [s.on_quiet for s in settings.sources] == ["redial", "redial", "report"]
     assert a.credential == CredentialSource("AK", secret_key_env="A")
     assert b.credential == CredentialSource(process=("keys",))
     assert (str(a.id), str(b.id), str(c.id)) == ("a/r1", "b/r2", "c/local")
@@ -410,6 +417,17 @@ def test_one_thing_wrong_in_an_account(tmp_path: Path, old: str, new: str, probl
         ("limits = { max_connection = 5 }", "limits.max_connection: is not a known key; did you "),
         ("limits = { connect_rate = '0/s' }", "limits.connect_rate: is not from 1/h to 100000/s"),
         ("retain = 5", "retain: is not a known key; "),
+        ("expect_event_within = 60", "expect_event_within: "),
+        (
+            'expect_event_within = "nev"',
+            'expect_event_within: is neither "never" nor a duration such as "1h"',
+        ),
+        ('expect_event_within = "1ms"', "expect_event_within: is not from 1s to 365d"),
+        ('on_quiet = "redail"', "on_quiet: is none of report, redial; did you mean redial?"),
+        (
+            'on_quiet = "redial"',
+            'on_quiet: is of no use alone: write expect_event_within = "1h" too',
+        ),
         ('"a\\u001bb" = 5', 'accounts.prod."a\\u001bb": is not a known key'),
     ],
 )

@@ -167,6 +167,20 @@ def test_the_format_before_recollections_is_read() -> None:
     assert found == Coverage(7, {A: SourceCoverage(True, 10, None, None, 11)}, 8)
 
 
+def test_a_quiet_source_is_connected() -> None:
+    before = state((StateChange("up"), 10))
+    after = state(
+        (StateChange("up"), 10),
+        (StateChange("quiet", from_ns=10), 3610),
+        (StateChange("active", from_ns=10), 4000),
+    )
+    assert after.since_ns == before.since_ns
+    assert after.up
+    assert not after.in_outage
+    down = state((StateChange("down", cause="eof", from_ns=5), 6), (StateChange("active"), 7))
+    assert (down.up, down.outage_from_ns, down.cause) == (False, 5, "eof")
+
+
 def test_events_are_remembered_from_an_anchor_on() -> None:
     before = state((StateChange("up"), 10), (EVENT, 11))
     assert before.recollection is None

@@ -183,3 +183,18 @@ async def test_a_checkpoint_does_not_reach_past_what_is_still_to_be_told(
         checkpoint = [r for r in bench.records if r["kind"] == "checkpoint"][-1]
         assert checkpoint["through"] > "2023-11-14T22:13:39"
         inbox.close(bench.clock.now_ns())
+
+
+async def test_a_state_that_tells_of_no_outage_holds_no_checkpoint_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A quiet that began an hour ago is no reason to take a crash for an hour's outage."""
+    bench = Bench()
+    inbox = bench.sequencer.inbox
+    inbox.feed(A).deliver([StateChange("up")], bench.clock.now_ns())
+    hour_ago_ns = bench.clock.now_ns() - 3600 * 10**9
+    inbox.feed(A).deliver([StateChange("quiet", from_ns=hour_ago_ns)], bench.clock.now_ns())
+    drained_ns = bench.clock.now_ns()
+    assert bench.sequencer._through_ns(drained_ns) == drained_ns
+    inbox.feed(A).deliver([StateChange("down", from_ns=hour_ago_ns)], bench.clock.now_ns())
+    assert bench.sequencer._through_ns(drained_ns) == hour_ago_ns

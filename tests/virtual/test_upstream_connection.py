@@ -83,14 +83,19 @@ class Played:
     connection: Connection
 
 
-async def play(*attempts: Attempt, seconds: float = 3600.0, outage: Outage | None = None) -> Played:
+async def play(
+    *attempts: Attempt,
+    seconds: float = 3600.0,
+    outage: Outage | None = None,
+    source: Source = SOURCE,
+) -> Played:
     start_s = trio.current_time()
     clock = StreamClock(trio.current_time, lambda: 1_000 * SECOND)
     tape, script, keys = Tape(clock), Script(list(attempts)), Keys()
     rng = random.Random(1)
     gate = Gate(Allocator(Limits(Cap(10, 10.0), 5), start_s))
     connection = Connection(
-        source=SOURCE,
+        source=source,
         gate=gate,
         feed=tape,
         keys=keys,
@@ -261,3 +266,91 @@ async def test_excluded_events_are_counted_as_filtered(
     counters = played.connection.sieve.counters
     assert (counters.received, counters.filtered) == (2, 1)
     assert sum(isinstance(item, Event) for item in played.tape.items) == 1
+
+
+def talking(*pauses_s: float, end_s: float = 0.0) -> Attempt:
+    """Open, an event after each pause, then open on; `end_s`: closed so long after the last."""
+
+    async def attempt(listener: Listener) -> None:
+        listener.opened(Opened(None, "verified"))
+        for pause_s in pauses_s:
+            await trio.sleep(pause_s)
+            listener.heard()
+            listener.received([EVENT], more=False)
+        if not end_s:
+            await trio.sleep_forever()
+        await trio.sleep(end_s)
+        raise ConnectionFailed(Failure(FailureKind.CLOSE, "closed", 1001))
+
+    return attempt
+
+
+HOUR = 3600.0
+EXPECTING = evolve(SOURCE, expect_event_within_s=HOUR)
+REDIALING = evolve(EXPECTING, on_quiet="redial")
+
+
+async def test_a_source_that_brings_nothing_is_quiet_until_it_does(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    played = await play(talking(10, 3000, 3 * HOUR, 1000), source=EXPECTING, seconds=5 * HOUR)
+    states = [s for s in played.tape.states if s.state not in ("up", "down")]
+    assert [s.state for s in states] == ["quiet", "active"]
+    quiet, active = states
+    opened_ns = played.tape.gaps[0].to_ns
+    assert quiet.from_ns == active.from_ns == pytest.approx(opened_ns + 3010 * SECOND, abs=1000)
+    assert quiet.reason == "no event for 1 h"
+    assert active.reason == "events come again, after 3 h"
+    items = played.tape.items
+    third = [n for n, item in enumerate(items) if isinstance(item, Event)][2]
+    assert items.index(active) == third - 1, "behind it comes what ended the quiet"
+    assert len(played.script.dialed_at) == 1
+    assert len(played.tape.gaps) == 1, "it was connected all the time"
+
+
+async def test_nothing_at_all_over_many_short_connections_is_quiet_too(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    short = [talking(end_s=1700) for _ in range(10)]
+    played = await play(*short, source=EXPECTING, seconds=4 * HOUR)
+    (quiet,) = [s for s in played.tape.states if s.state == "quiet"]
+    assert quiet.from_ns == played.tape.gaps[0].to_ns, "since it was connected first"
+
+
+async def test_who_expects_nothing_is_never_quiet(autojump_clock: trio.testing.MockClock) -> None:
+    played = await play(seconds=100 * HOUR)
+    assert {s.state for s in played.tape.states} == {"up", "down"}
+
+
+async def test_a_quiet_source_is_connected_anew_once_in_that_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    played = await play(source=REDIALING, seconds=5.5 * HOUR)
+    assert len(played.script.dialed_at) == 6
+    waits = [later - sooner for sooner, later in pairwise(played.script.dialed_at)]
+    assert all(HOUR - 0.1 <= wait < HOUR + 5 for wait in waits)
+    assert [s.state for s in played.tape.states].count("quiet") == 1, "said once"
+    gaps = played.tape.gaps[1:]
+    assert {gap.cause for gap in gaps} == {"quiet"}
+    assert all(gap.to_ns - gap.from_ns < 5 * SECOND for gap in gaps)
+    told = [s for s in played.tape.states if s.state == "down" and s.cause == "quiet"]
+    assert told[0].reason == "no event came for too long: connecting anew"
+    assert len(told) == 5
+
+
+async def test_a_source_that_talks_is_left_connected(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    played = await play(talking(*[3500] * 20), source=REDIALING, seconds=19 * HOUR)
+    assert len(played.script.dialed_at) == 1
+    assert {s.state for s in played.tape.states} == {"up", "down"}
+
+
+async def test_a_server_that_is_gone_when_a_quiet_source_comes_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    refused = [fail(FailureKind.CONNECT)] * 3
+    played = await play(talking(), *refused, source=REDIALING, seconds=1.2 * HOUR)
+    gap = played.tape.gaps[1]
+    assert (gap.cause, len(played.tape.gaps)) == ("unreachable", 2)
+    assert len(played.script.dialed_at) == 5
