@@ -52,7 +52,7 @@ def command(config: Path | None) -> None:
     console.print(_table(settings, faults))
     for line in _sentences(settings, plan):
         console.print(line)
-    for warning in (*settings.warnings, *_surplus(plan)):
+    for warning in (*settings.warnings, *_surplus(plan), *_cramped(settings, plan)):
         console.print(f"warning: {warning}", style="yellow")
     problems += _open_files(settings, plan)
     if problems:
@@ -155,8 +155,13 @@ def _sentences(settings: Settings, plan: Forecast) -> list[str]:
         seconds = format_duration(max(round(plan.seconds, 1), 0.1))
         lines.append(
             f"{plan.connected} of {len(settings.sources)} sources connect within {seconds}, "
-            f"at {plan.slowest}"
+            f"at {plan.slowest}; up to {plan.open_files} open files"
         )
+    rotate_after_s = settings.connection.rotate_after_s
+    hyper = any(source.upstream == "hyper" for source in settings.sources)
+    if hyper and rotate_after_s is not None and not any(full.websockets for full in plan.full):
+        each = format_duration(rotate_after_s)
+        lines.append(f"each WebSocket is replaced about every {each}, without a gap")
     return lines
 
 
@@ -175,6 +180,41 @@ def _surplus(plan: Forecast) -> list[str]:
     if more := len(plan.surplus) - len(lines):
         lines.append(f"and {more} more sources wait for a slot")
     return lines
+
+
+def _cramped(settings: Settings, plan: Forecast) -> list[str]:
+    """Say what is lacking where a count has no slot to spare."""
+    after_s = settings.connection.rotate_after_s
+    each = None if after_s is None else f"about every {format_duration(after_s)}"
+    lines = []
+    for full in plan.full:
+        lacking = []
+        if full.sources > full.cap:
+            turns = f", and each connection gives way {each}" if each else " until others are lost"
+            lacking.append(f"{full.sources - full.cap} of {full.sources} sources wait{turns}")
+        elif full.websockets and each:
+            websockets = _count(full.websockets, "WebSocket")
+            lacking.append(f"each of {websockets} has one short gap (rotation) {each}")
+        if full.engines:
+            lacking.append(
+                f"{_count(full.engines, 'engine')} cannot be asked what was missed in an outage, "
+                "nor whether a stream is whole"
+            )
+        if lacking:
+            lines.append(
+                f"{full.name} has no slot to spare of its {full.cap}: {'; '.join(lacking)}. "
+                f"max_connections = {full.sources + 1} would do"
+            )
+    if after_s is not None and plan.seconds > after_s:
+        lines.append(
+            f"at {plan.slowest} connections cannot be replaced as often as rotate_after asks for: "
+            "servers will end them at an age of their own"
+        )
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _open_files(settings: Settings, plan: Forecast) -> list[Problem]:

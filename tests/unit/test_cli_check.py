@@ -54,8 +54,14 @@ def test_a_good_configuration(tmp_path: Path) -> None:
     assert "ci build1 docker tcp://[::1]" in lines
     assert "old local docker unix:///var/run/docker.sock disabled" in lines
     assert "account prod: 1 connections" in lines
-    assert "2 of 3 sources connect within 200ms, at 10/s of the process" in lines
+    assert (
+        "2 of 3 sources connect within 200ms, at 10/s of the process; up to 2068 open files"
+    ) in lines
     assert "warning: prod/eu-red waits for a slot of account prod" in lines
+    assert (
+        "warning: account prod has no slot to spare of its 1: 1 of 2 sources wait, and each "
+        "connection gives way about every 20h. max_connections = 3 would do"
+    ) in lines
     assert lines[-1] == "This configuration is good."
 
 
@@ -85,7 +91,7 @@ def test_keys_and_certificates_that_do_not_load(tmp_path: Path) -> None:
 def test_too_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     (found,) = problems(check(tmp_path))
-    assert "2 sources and 1000 subscribers take 2066 open files, and the hard limit is" in found
+    assert "2 sources and 1000 subscribers take 2068 open files, and the hard limit is" in found
 
 
 def test_warnings_are_shown(tmp_path: Path) -> None:
@@ -99,3 +105,48 @@ def test_no_accounts_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     if not Path("/etc/hypermux/accounts.toml").exists():
         assert isinstance(CliRunner().invoke(command, []).exception, UsageFault)
+
+
+@pytest.mark.parametrize(
+    ("limits", "rotate_after", "expected"),
+    [
+        ("max_connections = 4", "20h", "each WebSocket is replaced about every 20h, without a gap"),
+        (
+            "max_connections = 3",
+            "20h",
+            "warning: the process has no slot to spare of its 3: each of 2 WebSockets has one "
+            "short gap (rotation) about every 20h; 1 engine cannot be asked what was missed in an "
+            "outage, nor whether a stream is whole. max_connections = 4 would do",
+        ),
+        (
+            "per_account = { max_connections = 1 }",
+            "never",
+            "warning: account ci has no slot to spare of its 1: 1 engine cannot be asked what was "
+            "missed in an outage, nor whether a stream is whole. max_connections = 2 would do",
+        ),
+        (
+            "max_connections = 2",
+            "never",
+            "warning: the process has no slot to spare of its 2: 1 of 3 sources wait until others "
+            "are lost; 1 engine cannot be asked what was missed in an outage, nor whether a stream "
+            "is whole. max_connections = 4 would do",
+        ),
+        (
+            "connect_rate = '1/h'",
+            "1h",
+            "warning: at 1/h of the process connections cannot be replaced as often as "
+            "rotate_after asks for: servers will end them at an age of their own",
+        ),
+    ],
+)
+def test_what_has_no_slot_to_spare(
+    tmp_path: Path, limits: str, rotate_after: str, expected: str
+) -> None:
+    text = TEXT.replace("limits = { max_connections = 1 }", "limits = { max_connections = 8 }")
+    text += f'[limits]\n{limits}\n[connection]\nrotate_after = "{rotate_after}"\n'
+    result = check(tmp_path, text)
+    assert result.exception is None, result.exception
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert expected in lines
+    told = [line for line in lines if "slot to spare" in line or "without a gap" in line]
+    assert told == [line for line in [expected] if "asks for" not in line] or "1/h" in limits

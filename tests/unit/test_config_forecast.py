@@ -35,6 +35,11 @@ def test_who_stays_without_a_slot(tmp_path: Path) -> None:
     capped = plan(tmp_path, 3, "per_account = { max_connections = 2 }", accounts=2)
     assert capped.connected == 4
     assert [str(source) for source, _ in capped.surplus] == ["a0/h2", "a1/h2"]
+    (of_process,) = full.full
+    assert (of_process.name, of_process.sources, of_process.engines) == ("the process", 5, 3)
+    assert [f.name for f in capped.full] == ["account a0", "account a1"]
+    assert full.open_files == 3 + 2000 + 64
+    assert plan(tmp_path, 3, "max_connections = 4").full == ()
 
 
 def test_nothing_to_connect(tmp_path: Path) -> None:
