@@ -17,14 +17,16 @@ from hypermux.model.errors import DiskFault
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def _parse_limit(text: str) -> float:
+def _parse_limit(text: str | None, option: str) -> float | None:
     """Read handshakes per second. Raises click.BadParameter."""
+    if text is None:
+        return None
     try:
         rate = parse_rate(text)
     except UnitError as problem:
-        raise click.BadParameter(str(problem), param_hint="--limit-rate") from None
+        raise click.BadParameter(str(problem), param_hint=option) from None
     if rate == 0:
-        raise click.BadParameter("a rate of 0 lets nobody in", param_hint="--limit-rate")
+        raise click.BadParameter("a rate of 0 lets nobody in", param_hint=option)
     return rate
 
 
@@ -86,6 +88,8 @@ def _parse_events_rate(text: str) -> float:
 @click.option(
     "--limit-burst", type=click.IntRange(1), help="Handshakes at once; default: a second's worth."
 )
+@click.option("--account-connections", type=click.IntRange(1), help="More of one get a 429.")
+@click.option("--account-rate", metavar="RATE", help="As --limit-rate, of each account.")
 @click.option("--manifest", type=_FILE, help="Append every event sent to this file.")
 @click.option("--accept-log", type=_FILE, help="Append every handshake to this file.")
 @click.option("--control", type=_FILE, help="Serve orders on this unix socket.")
@@ -105,6 +109,8 @@ def command(
     limit_connections: int | None,
     limit_rate: str | None,
     limit_burst: int | None,
+    account_connections: int | None,
+    account_rate: str | None,
     manifest: Path | None,
     accept_log: Path | None,
     control: Path | None,
@@ -117,7 +123,8 @@ def command(
     names = list(dict.fromkeys(name.strip() for name in regions.split(",")))
     if not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) for name in names):
         raise click.BadParameter("regions are names, comma-separated", param_hint="--regions")
-    per_second = None if limit_rate is None else _parse_limit(limit_rate)
+    per_second = _parse_limit(limit_rate, "--limit-rate")
+    own_per_second = _parse_limit(account_rate, "--account-rate")
     if state is not None:
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,7 +141,9 @@ def command(
                 dialect=dialect,
                 limit_connections=limit_connections,
                 limit_rate=per_second,
-                limit_burst=limit_burst or max(1, round(per_second or 1)),
+                limit_burst=limit_burst or max(1, round(per_second or own_per_second or 1)),
+                account_connections=account_connections,
+                account_rate=own_per_second,
             ),
             accounts_file=write_accounts,
             host=host,

@@ -2,7 +2,8 @@
 
 A handshake is judged in this order: the path (404), a refusal ordered by `control`, the upgrade
 headers (400), the rate (429), the signature and its region (401), the filters (400), the number
-of connections (429). Each is one line of the accept log, written before the answer goes out.
+of connections and the account's own rate (429). Each is one line of the accept log, written before
+the answer goes out.
 
 Nothing here reads a clock or a random source of its own: `now_ns` and the seed are given, and
 pacing follows trio's clock, so that the same router runs in virtual time over memory streams.
@@ -87,7 +88,8 @@ class RouterSettings:
     `shared`: a source's traffic goes to all its connections alike, as the real service's did;
     otherwise each has its own, which depends on nobody else, so that it can be foretold.
     `events` ends a connection's own traffic after so many, None never. `limit_rate` is handshakes
-    per second with `limit_burst` at once; `limit_connections` counts all. None: no limit.
+    per second with `limit_burst` at once; `limit_connections` counts all. The same of each account,
+    with the same burst, are `account_rate` and `account_connections`. None: no limit.
     """
 
     accounts: tuple[Account, ...]
@@ -99,6 +101,8 @@ class RouterSettings:
     limit_connections: int | None = None
     limit_rate: float | None = None
     limit_burst: int = 1
+    account_connections: int | None = None
+    account_rate: float | None = None
     max_age_s: float = MAX_AGE_S
 
 
@@ -130,6 +134,7 @@ class Router:
     _sources: dict[tuple[str, str], RouterSource] = Factory(dict)
     _by_key: dict[str, Account] = Factory(dict)
     _rate: RateLimit | None = None
+    _account_rates: dict[str, RateLimit] = Factory(dict)
     _opened: int = 0
     _emptied: trio.Event | None = None  # there from the beginning of a shutdown on
 
@@ -139,6 +144,9 @@ class Router:
             self._rate = RateLimit(settings.limit_rate, settings.limit_burst)
         for account in settings.accounts:
             self._by_key[account.access_key] = account
+            if settings.account_rate is not None:
+                rate = RateLimit(settings.account_rate, settings.limit_burst)
+                self._account_rates[account.name] = rate
             for region in account.regions:
                 rng = random.Random(f"{settings.seed}/{account.name}/{region}/containers")
                 self._sources[account.name, region] = RouterSource(Fleet(rng))
@@ -252,8 +260,13 @@ class Router:
             return Answer(401, str(problem))
         except FilterError as problem:
             return Answer(400, str(problem))
-        if settings.limit_connections is not None and self._taken() >= settings.limit_connections:
+        if self._full(settings.limit_connections, None):
             return Answer(429, "too many connections", SLOT_RETRY_S)
+        if self._full(settings.account_connections, account):
+            return Answer(429, "too many connections of this account", SLOT_RETRY_S)
+        own = self._account_rates.get(account)
+        if own is not None and (wait_s := own.admit(trio.current_time())) > 0:
+            return Answer(429, "too many requests of this account", max(1, math.ceil(wait_s)))
         # Whatever the client sent behind its request belongs to the WebSocket.
         below = ServerStream(stream, handshake.plain_upgrade(key) + behind)
         return self._admit(account, region, filters, below)
@@ -323,8 +336,12 @@ class Router:
                     pass
             await close_stream(stream)
 
-    def _taken(self) -> int:
-        return sum(1 for connection in self.connections.values() if not connection.over)
+    def _full(self, most: int | None, account: str | None) -> bool:
+        """Say whether an account, or with None all, has as many connections as there may be."""
+        if most is None:
+            return False
+        live = (c for c in self.connections.values() if not c.over)
+        return sum(account in (None, c.account) for c in live) >= most
 
     def _claim(self, request: Request) -> Claim | None:
         try:

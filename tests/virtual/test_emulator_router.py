@@ -235,6 +235,23 @@ async def test_limits(autojump_clock: trio.testing.MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_limits_of_each_account(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        bench = Bench.make(nursery, account_connections=2, account_rate=1.0, limit_burst=2)
+        first = await bench.connect(1)
+        await bench.connect(1)
+        refusal = await bench.refused(1)
+        assert (refusal.status_code, header(refusal, b"retry-after")) == (429, "5")
+        await bench.connect(2)
+        await first.aclose()
+        refusal = await bench.refused(1)
+        assert (refusal.status_code, header(refusal, b"retry-after")) == (429, "1")
+        await trio.sleep(1)
+        await bench.connect(1)
+        assert [line["answer"] for line in bench.log] == [101, 101, 429, 101, 429, 101]
+        nursery.cancel_scope.cancel()
+
+
 async def test_containers_by_order_reach_all_connections_of_their_source(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -1,0 +1,101 @@
+"""A server that enforces limits of its own, over TLS: equal to ours, and a little below them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from processes import Emulator, Place, emulator, place, service, wait_until
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+ACCOUNTS, REGIONS, RATE, BURST = 4, 50, 25, 5
+SOURCES = ACCOUNTS * REGIONS
+# Of the time that the rate itself takes, 8 s, this is 0.4 s: what Python's start, the last dial and
+# a busy machine may take, while a limiter that loses one permit in twenty fails.
+MOST_S = 1.05 * SOURCES / RATE
+
+
+def limited(directory: Path) -> list[str]:
+    """Return the emulator's options: limits on rates and counts, all of which are reached."""
+    regions = ",".join(f"r{number:02d}" for number in range(REGIONS))
+    return [
+        *("--accounts", str(ACCOUNTS), "--regions", regions, "--rate", "0"),
+        *("--limit-rate", f"{RATE}/s", "--limit-burst", str(BURST), "--account-rate", "7/s"),
+        *("--limit-connections", str(SOURCES), "--account-connections", str(REGIONS)),
+    ]
+
+
+def limits(per_minute: int, account_per_minute: int) -> str:
+    """Return `[limits]` with these rates, and counts that are the server's."""
+    rate = f'connect_rate = "{per_minute}/min"'
+    own = f'max_connections = {REGIONS}, connect_rate = "{account_per_minute}/min"'
+    return f"""\
+[limits]
+max_connections = {SOURCES}
+{rate}
+connect_burst = {BURST}
+per_account = {{ {own} }}
+per_endpoint = {{ {rate} }}
+[connection]
+backoff = {{ min = "50ms", max = "500ms" }}"""
+
+
+def answers(emulated: Emulator) -> list[tuple[int, int]]:
+    """Return the time and the status of every handshake."""
+    lines = (json.loads(line) for line in emulated.accept_log.read_bytes().splitlines())
+    return [(line["time"], line["answer"]) for line in lines]
+
+
+def up(where: Place) -> int:
+    """Return how many sources the journal says are up."""
+    states = (r for r in where.records if r["kind"] == "state" and "region" in r)
+    last = {(r["account"], r["region"]): r["state"] for r in states}
+    return Counter(last.values())["up"]
+
+
+def connect_all(where: Place, emulated: Emulator, timeout_s: float) -> float:
+    """Wait until all sources are up; return how many seconds after the service's start that is."""
+    with service(where):
+        wait_until(
+            lambda: Counter(status for _, status in answers(emulated))[101] >= SOURCES,
+            "everything is connected",
+            timeout_s,
+        )
+        wait_until(lambda: up(where) == SOURCES, "everything is up")
+    started = next(r for r in where.records if r["kind"] == "state" and r["state"] == "start")
+    accepted = [time for time, status in answers(emulated) if status == 101]
+    return (accepted[SOURCES - 1] - nanoseconds(started["time"])) / 1e9
+
+
+def nanoseconds(text: str) -> int:
+    """Return what a record's time text says."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    seconds = datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp()
+    return int(seconds) * 1_000_000_000 + int(fraction.ljust(9, "0"))
+
+
+def test_a_server_with_our_own_limits_refuses_nothing_and_all_connect_in_time(
+    tmp_path: Path,
+) -> None:
+    with emulator(tmp_path, *limited(tmp_path)) as emulated:
+        where = place(tmp_path, emulated.accounts, limits(60 * RATE, 60 * 7))
+        took_s = connect_all(where, emulated, 30.0)
+        assert Counter(status for _, status in answers(emulated)) == {101: SOURCES}
+    assert took_s <= MOST_S
+
+
+def test_a_tenth_too_much_is_refused_settles_and_is_told(tmp_path: Path) -> None:
+    with emulator(tmp_path, *limited(tmp_path)) as emulated:
+        where = place(tmp_path, emulated.accounts, limits(66 * RATE, 66 * 7))
+        took_s = connect_all(where, emulated, 60.0)
+        statuses = Counter(status for _, status in answers(emulated))
+    log = where.log.read_text()
+    assert statuses[429] > 0
+    assert statuses[429] < SOURCES / 10
+    assert took_s < 3 * SOURCES / RATE
+    lowered = [line for line in log.splitlines() if "asks for fewer connections: now" in line]
+    assert 0 < len(lowered) <= statuses[429]
