@@ -73,7 +73,12 @@ class PrettyEvents:
 
 @click.command("watch")
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="The accounts file.")
-@click.option("--docker", multiple=True, metavar="URL", help="A Docker or Podman host; repeats.")
+@click.option(
+    "--docker",
+    multiple=True,
+    metavar="URL",
+    help="A Docker or Podman host, or context:NAME; repeats.",
+)
 @click.option("--addr", metavar="HOST:PORT", help="One account at this address, without a file.")
 @key_options
 @click.option(
@@ -116,7 +121,7 @@ def command(
 ) -> None:
     """Watch one account (--addr), Docker hosts (--docker), or all of an accounts file.
 
-    With none of them and no accounts file: the engine of DOCKER_HOST, or the default one. Where
+    With none of them and no accounts file: the engine that the docker command would take. Where
     a service runs with that accounts file already, its stream is read instead. Nothing is kept
     when it ends, but what --output FILE was given. With --addr events are printed as received,
     unless -o says otherwise. Ctrl-C ends it.

@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import define
 
 from hypermux.cli import handshake, stderr
-from hypermux.config import credentials
+from hypermux.config import contexts, credentials
 from hypermux.config.settings import Account, Settings, SocketSettings, Source
 from hypermux.core.filters import Filters
 from hypermux.core.signing import DEFAULT_REGION, sign_upgrade
@@ -76,8 +76,10 @@ def docker_hosts(urls: Sequence[str], *, filters: Filters) -> Settings:
     """Return settings for Docker or Podman engines. Raises UsageFault."""
     sources: dict[str, Source] = {}
     for url in urls:
-        endpoint = docker_endpoint(url)
-        region = endpoint.host or "local"
+        engine = docker_engine(url)
+        endpoint = engine.endpoint
+        described = url.startswith(contexts.PREFIX)
+        region = url.removeprefix(contexts.PREFIX) if described else endpoint.host or "local"
         if region in sources:
             region = endpoint.address
         if region in sources:
@@ -87,45 +89,47 @@ def docker_hosts(urls: Sequence[str], *, filters: Filters) -> Settings:
             "docker",
             endpoint,
             filters=filters,
-            tls=_docker_tls(endpoint),
+            tls=engine.tls,
         )
     account = Account("docker", "docker", tuple(sources.values()), Path("-"))
     return _settings(account)
 
 
-def docker_endpoint(url: str) -> Endpoint:
-    """Return where the engine of `url` is. Raises UsageFault with what would be right."""
+def docker_engine(url: str) -> contexts.Engine:
+    """Return the engine of a URL or `context:NAME`. Raises UsageFault with what would be right."""
     try:
-        endpoint = Endpoint.parse(url)
+        if url.startswith(contexts.PREFIX):
+            engine = contexts.resolve(url.removeprefix(contexts.PREFIX))
+        else:
+            engine = contexts.of_environment(Endpoint.parse(url))
     except ValueError as error:
         raise UsageFault(f"--docker {url}: {error}") from None
-    if endpoint.scheme not in ("unix", "tcp", "ssh", "http", "https"):
-        raise UsageFault(f"--docker {url}: write unix:///PATH, tcp://HOST:PORT or ssh://USER@HOST")
-    return endpoint
+    if engine.endpoint.scheme not in ("unix", "tcp", "ssh", "http", "https"):
+        raise UsageFault(
+            f"--docker {url}: write unix:///PATH, tcp://HOST:PORT, ssh://USER@HOST or context:NAME"
+        )
+    return engine
 
 
 def default_docker() -> str:
-    """Return the engine that the Docker CLI would take, else a Podman service that is there."""
+    """Return the engine that the Docker CLI would take, else a Podman service that is there.
+
+    Raises UsageFault.
+    """
     if host := os.environ.get("DOCKER_HOST"):
         return host
+    try:
+        context = contexts.current()
+    except ValueError as error:
+        raise UsageFault(str(error)) from None
+    if context != contexts.DEFAULT:
+        return f"{contexts.PREFIX}{context}"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     places = [_DOCKER_SOCKET, _PODMAN_SOCKET]
     if runtime:
         places.append(f"{runtime}/podman/podman.sock")
     found = next((place for place in places if os.path.exists(place)), _DOCKER_SOCKET)
     return f"unix://{found}"
-
-
-def _docker_tls(endpoint: Endpoint) -> Tls:
-    """Return the TLS that the Docker CLI's own variables ask for."""
-    if endpoint.scheme != "tcp" or not os.environ.get("DOCKER_TLS_VERIFY"):
-        return Tls()
-    place = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
-    return Tls(
-        ca=str(place / "ca.pem"),
-        client_cert=str(place / "cert.pem"),
-        client_key=str(place / "key.pem"),
-    )
 
 
 def _settings(account: Account) -> Settings:

@@ -18,8 +18,8 @@ from hypermux.model.accounts import Cap, SourceId
 
 # One for a subscriber's socket, one for the segment that it reads.
 _FILES_PER_SUBSCRIBER = 2
-# What a connection takes; an ssh process has three pipes.
-_FILES_PER_SSH = 3
+# What a connection takes; an ssh process has three pipes and a handle that tells of its end.
+_FILES_PER_SSH = 4
 # The journal, its directory and lock, the sockets we listen on, DNS, dials under way, stdio.
 _FILES_OF_OUR_OWN = 64
 _LONG_AFTER_S = 1e6

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 from attrs import define, evolve, field, frozen
 
-from hypermux.config import credentials, files
+from hypermux.config import contexts, credentials, files
 from hypermux.config.places import MAX_SOCKET_PATH, fits_a_socket
 from hypermux.config.settings import Account, Source
 from hypermux.config.shape import key_path, nearest, show, unknown
@@ -28,12 +28,13 @@ from hypermux.model.accounts import (
 )
 from hypermux.model.errors import Problem
 
-LOCAL_DOCKER = {"local": "unix:///var/run/docker.sock"}
+LOCAL_DOCKER = {"local": contexts.DEFAULT_HOST}
 SECRET_WAYS = ("secret_key", "secret_key_file", "secret_key_env")
 _KEY_WAYS = (*SECRET_WAYS, "credential_process")
 _WAYS = "access_key with one of secret_key_file, secret_key_env, secret_key"
 _HYPER_ONLY = ("access_key", *_KEY_WAYS, "endpoint", "endpoints", "regions", "region_signing")
 _SCHEMES = {"hyper": ("wss", "ws"), "docker": ("unix", "tcp", "ssh", "https", "http")}
+_OPEN = "anyone on the way can read and change the stream"
 _FORMS = {
     "hyper": '"wss://{region}.example.com:443/events/ws"',
     "docker": '"unix:///var/run/docker.sock", "tcp://HOST:2376" or "ssh://USER@HOST"',
@@ -102,6 +103,8 @@ class _Assembly:
     merged: AccountTable = field(init=False)
     # Keys of the defaults that do not count here, because of what the account says itself.
     dropped: frozenset[str] = field(init=False)
+    # How the hosts are secured that a Docker context describes.
+    described: dict[str, Tls] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         dropped: set[str] = set()
@@ -154,7 +157,8 @@ class _Assembly:
         endpoints = self._routers() if upstream == "hyper" else self._hosts()
         filters = self._filters(upstream)
         tls = self._tls(enabled, endpoints)
-        self._check_way(endpoints, tls)
+        secured = {region: self._described(region, tls, enabled) for region in endpoints}
+        self._check_way(endpoints, secured)
         return tuple(
             Source(
                 SourceId(self.name, region),
@@ -162,7 +166,7 @@ class _Assembly:
                 endpoint,
                 credential,
                 filters,
-                tls,
+                secured[region],
                 self.merged.region_signing or "explicit",
                 self.merged.exclude_events or (),
                 expect_event_within_s=self._expected_within(),
@@ -266,12 +270,25 @@ class _Assembly:
                  for host, url in hosts.items())  # fmt: skip
         return {host: endpoint for host, endpoint in found if endpoint is not None}
 
+    def _described(self, region: str, tls: Tls, enabled: bool) -> Tls:
+        """Return how one endpoint is secured: as its context says, else as the account does."""
+        own = self.described.get(region)
+        if own is None:
+            return tls
+        if enabled and not (own.verify or tls.pins):
+            self._warn(f"the Docker context of {region} verifies no certificate: {_OPEN}")
+        return evolve(own, pins=tls.pins)
+
     def _endpoint(
         self, url: str, *path: str, place: str | None = None, upstream: Upstream = "hyper"
     ) -> Endpoint | None:
         filled = url if place is None else url.replace("{region}", place)
         try:
-            endpoint = Endpoint.parse(filled)
+            if upstream == "docker" and url.startswith(contexts.PREFIX):
+                engine = contexts.resolve(url.removeprefix(contexts.PREFIX))
+                endpoint, self.described[path[1]] = engine.endpoint, engine.tls
+            else:
+                endpoint = Endpoint.parse(filled)
             if endpoint.scheme not in _SCHEMES[upstream]:
                 raise ValueError(f"is not for {upstream}: write {_FORMS[upstream]}")
             if "{" in filled or "}" in filled:
@@ -320,17 +337,21 @@ class _Assembly:
             enabled
             and not tls.verify
             and not tls.pins
-            and any(uses_tls(endpoint, tls) for endpoint in endpoints.values())
+            and any(
+                uses_tls(endpoint, tls)
+                for region, endpoint in endpoints.items()
+                if region not in self.described
+            )
         ):
-            self._warn("tls_verify = false: anyone on the way can read and change the stream")
+            self._warn(f"tls_verify = false: {_OPEN}")
         return tls
 
-    def _check_way(self, endpoints: dict[str, Endpoint], tls: Tls) -> None:
+    def _check_way(self, endpoints: dict[str, Endpoint], secured: dict[str, Tls]) -> None:
         """Note what the account says of a way that none of its endpoints is reached by."""
         if not endpoints:
             return
         if self.own.table.pin is not None and not any(
-            uses_tls(endpoint, tls) for endpoint in endpoints.values()
+            uses_tls(endpoint, secured[region]) for region, endpoint in endpoints.items()
         ):
             self._problem("pin", message="is for TLS, which no endpoint of this account uses")
         if isinstance(self.own.table.proxy, Proxy) and all(
