@@ -263,6 +263,11 @@ class Service:
             observer=self.observer,
             feed=self.sequencer.inbox.feed,
             outages=outages,
+            recollections={
+                source: covered.recollection
+                for source, covered in coverage.sources.items()
+                if covered.recollection is not None
+            },
         )
         self.subscribers = Subscribers(
             settings.socket,

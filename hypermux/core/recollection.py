@@ -10,7 +10,7 @@ import msgspec
 from attrs import define, field
 
 from hypermux.core.containers import Implied, Packed
-from hypermux.core.resume import Seen
+from hypermux.core.resume import Seen, digest_of
 from hypermux.model.records import Event, Unparsed
 
 
@@ -29,16 +29,18 @@ class Recollection:
     seen: Seen = field(factory=Seen)
     implied: Implied = field(factory=Implied)
 
-    def note(self, item: Event | Unparsed) -> None:
-        """Take in the next event of the source.
+    def note(self, item: Event | Unparsed, digest: bytes | None = None) -> None:
+        """Take in the next event of the source; its `digest` if it is known.
 
         A synthetic one was never the engine's, and is no part of its memory.
         """
+        time_ns = None
         if isinstance(item, Event):
             self.implied.apply(item.raw)
             if item.synthetic:
                 return
-        self.seen.note(item)
+            time_ns = item.time_ns
+        self.seen.add(digest_of(item) if digest is None else digest, time_ns)
 
     def copy(self) -> Recollection:
         """Return another one that holds the same."""

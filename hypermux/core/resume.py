@@ -59,6 +59,8 @@ AUDIT_S = 60.0
 AUDIT_EVENTS = 200
 # A source busier than that is audited no more often.
 AUDIT_MIN_S = 10.0
+# What an audit counts at the most, in events: some megabytes.
+AUDIT_BURST = 20_000
 # When limits leave no room for audits they come less and less often, down to this.
 AUDIT_MAX_S = 600.0
 
@@ -87,10 +89,6 @@ class Seen:
     def known(self) -> bool:
         """Whether there is anything that a snapshot could be compared with."""
         return self.anchor is not None
-
-    def note(self, item: Event | Unparsed) -> None:
-        """Remember the next event of the source."""
-        self.add(digest_of(item), item.time_ns if isinstance(item, Event) else None)
 
     def add(self, digest: bytes, time_ns: int | None) -> None:
         """Remember the next event by its digest."""
@@ -222,11 +220,12 @@ class Finding(Enum):
 class Audit:
     """One audit: a snapshot against all that was accounted for, from before its request on.
 
-    It counts for itself what arrives meanwhile: the source's memory may go by in a burst.
+    It counts for itself what arrives meanwhile: the source's memory may go by in a burst. In a
+    very long one it gives up: the ring has gone by many times, and the next audit is not far.
     """
 
     _accounted: Counter[bytes]
-    _snapshot: Sequence[bytes] = ()
+    _arrived: int = 0
 
     @classmethod
     def begin(cls, seen: Seen) -> Audit:
@@ -235,13 +234,17 @@ class Audit:
 
     def arrived(self, digest: bytes) -> None:
         """Take in what the live stream brought meanwhile."""
-        self._accounted[digest] += 1
+        self._arrived += 1
+        if self._arrived <= AUDIT_BURST:
+            self._accounted[digest] += 1
 
     def look(self, snapshot: Sequence[bytes], *, whole: bool = True) -> tuple[int, ...]:
         """Return the places of `snapshot` that have not come so far.
 
         `whole` is as in `compare`.
         """
+        if self._arrived > AUDIT_BURST:
+            return ()
         left = self._accounted.copy()
         missing: list[int] = []
         known_before = not whole

@@ -28,7 +28,7 @@ from hypermux.core.quiet import Quiet
 from hypermux.core.rotation import Rotation
 from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.errors import Failure
-from hypermux.model.records import Gap
+from hypermux.model.records import Gap, Item
 from hypermux.upstream.dialing import trust_of
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Keys, Link, Transport
@@ -369,7 +369,7 @@ class Connection:
             self.lifecycle.opened(now)
             self.rotation.opened(now)
             self.quiet.opened(now, link.opened_ns)
-            self.teller.up(opened)
+            self.teller.up(opened, self._remembered(opened))
             self.observer.opened(self.source)
         if opened.date_ns is not None and opened.trust in PROVEN:
             offset_ns = opened.date_ns - self.utc_ns()
@@ -402,9 +402,24 @@ class Connection:
         if quiet.heard(trio.current_time(), self.clock.now_ns()):
             log.info("%s: %s", self.source.id, self.teller.active(since_ns))
 
+    def link_recovered(self, link: Link, messages: list[bytes], unsure_from_ns: int | None) -> None:
+        """See `Owner`."""
+        self.teller.recovered(self.sieve.replayed(messages), unsure_from_ns)
+
     def link_ended(self, link: Link) -> None:
         """See `Owner`."""
         self._changed.set()
+
+    def _remembered(self, opened: Opened) -> list[Item]:
+        """Return what the upstream still knows of the outage.
+
+        What its state implies comes first: it is older than what it remembers.
+        """
+        resumption = opened.resumption
+        if resumption is None:
+            return []
+        synthetic = self.sieve.synthetic(resumption.synthetic)
+        return synthetic + self.sieve.replayed(resumption.replayed)
 
     def _take_in(self, messages: list[bytes]) -> None:
         """Hand on what the succession let pass. What it holds counts as not yet read."""

@@ -3,30 +3,41 @@
 An engine that is not read for 100 ms drops events without a word, and slows down for everyone:
 the reader hands bytes on by plain calls and reads again, whatever happens downstream. There is no
 ping on this stream; TCP keepalive (see `dialing`) finds a dead host.
+
+With a keeper (`docker_memory`) the stream is first held, but read, until what the engine remembers
+has been compared with what was seen; then it is audited from time to time.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NoReturn
 
 import h11
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core.decoding import LineSplitter
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream import answers, dialing, faults
 from hypermux.upstream.diverting import READ_SIZE, read_body, unread
-from hypermux.upstream.transport import Dialer, Listener, Opened
+from hypermux.upstream.docker_engine import WHO, events_target, request
+from hypermux.upstream.docker_memory import Keeper
+from hypermux.upstream.transport import Dialer, Listener, Opened, Resumption
 
-_WHO = "the engine"
 _CUT = "the engine's connection ended in the middle of the stream: it stopped or restarts"
 
 
 async def stream_docker(
-    source: Source, *, dialer: Dialer, listener: Listener, settings: ConnectionSettings
+    source: Source,
+    *,
+    dialer: Dialer,
+    listener: Listener,
+    settings: ConnectionSettings,
+    keeper: Keeper | None = None,
 ) -> NoReturn:
     """Connect to the engine of `source` and hand its events to `listener` until the end.
 
@@ -34,7 +45,7 @@ async def stream_docker(
     """
     stream = await dialer.dial(source.endpoint, source.tls)
     try:
-        await _Events(stream, listener, source).read(settings)
+        await _Events(stream, listener, source, keeper).read(settings)
     finally:
         await trio.aclose_forcefully(stream)
 
@@ -44,11 +55,17 @@ class _Events:
     stream: trio.abc.Stream
     listener: Listener
     source: Source
+    keeper: Keeper | None
     http: h11.Connection = field(factory=lambda: h11.Connection(h11.CLIENT))
-    opened: bool = False
+    accepted: Opened | None = None  # the engine's answer
+    accepted_s: float = 0.0
+    opened: bool = False  # the listener has it
+    headers: answers.Headers = ()
     refusal: answers.Refusal | None = None  # as soon as its head is known: time may run out
     ended: bool = False  # the engine's side of the connection is at its end
     more: bool = False
+    told_more: bool = False
+    failure: Failure | None = None
 
     async def read(self, settings: ConnectionSettings) -> NoReturn:
         timeout_s = settings.dial_timeout_s
@@ -56,52 +73,98 @@ class _Events:
             await self._ask()
         if self.refusal is not None:
             raise ConnectionFailed(self.refusal.failure())
-        if not self.opened:
+        if self.accepted is None:
             text = f"handshake: the engine did not answer GET /events within {timeout_s:g} s"
             raise ConnectionFailed(Failure(FailureKind.TIMEOUT, text))
         splitter = LineSplitter(settings.max_message_size)
-        told_more = False
+        if self.keeper is None:
+            self._open(None)
+            await self._follow(splitter)
+        else:
+            async with trio.open_nursery() as nursery:
+                keep = partial(self._keep, self.keeper)
+                nursery.start_soon(self._until_failure, keep, nursery.cancel_scope)
+                follow = partial(self._follow, splitter)
+                nursery.start_soon(self._until_failure, follow, nursery.cancel_scope)
+        assert self.failure is not None  # one of the two has ended
+        raise ConnectionFailed(self.failure)
+
+    async def _until_failure(
+        self, job: Callable[[], Awaitable[None]], scope: trio.CancelScope
+    ) -> None:
+        try:
+            await job()
+        except ConnectionFailed as exc:
+            self.failure = self.failure or exc.failure
+            scope.cancel()
+
+    async def _keep(self, keeper: Keeper) -> None:
+        resumption = await keeper.resume(self.headers)
+        self._open(resumption)
+        await keeper.watch(self.listener)
+
+    def _open(self, resumption: Resumption | None) -> None:
+        """Tell that the stream is open, and hand on what was held."""
+        assert self.accepted is not None
+        self.opened = True
+        date_ns = self.accepted.date_ns
+        if date_ns is not None:  # meanwhile the engine's clock went on
+            date_ns += int((trio.current_time() - self.accepted_s) * 1e9)
+        self.listener.opened(evolve(self.accepted, date_ns=date_ns, resumption=resumption))
+        if self.keeper is not None and (held := self.keeper.release()):
+            self.told_more = self.more
+            self.listener.received(held, more=self.more)
+
+    async def _follow(self, splitter: LineSplitter) -> NoReturn:
+        """Read the stream to its end."""
         try:
             while True:
                 messages, failure = self._drain(splitter)
-                # Without messages too when the socket is empty at last: others wait for that word.
-                if messages or (told_more and not self.more):
-                    told_more = self.more
-                    self.listener.received(messages, more=self.more)
+                self._hand_on(messages)
                 if failure is not None:
                     raise ConnectionFailed(failure)
                 await self._read()
         except ConnectionFailed:
             # Half an event is no event, but it has come: the stream shows it as unparsed.
-            if rest := splitter.finish():
-                self.listener.received(rest, more=False)
+            self.more = False
+            self._hand_on(splitter.finish())
+            if not self.opened:
+                self._open(Resumption())
             raise
+
+    def _hand_on(self, messages: list[bytes]) -> None:
+        if not self.opened:
+            assert self.keeper is not None
+            self.keeper.hold(messages)
+            return
+        if self.keeper is not None:
+            messages = self.keeper.arrived(messages)
+        # Without messages too when the socket is empty at last: others wait for that word.
+        if messages or (self.told_more and not self.more):
+            self.told_more = self.more
+            self.listener.received(messages, more=self.more)
 
     async def _ask(self) -> None:
         """Send the request and read the head of its answer."""
-        endpoint = self.source.endpoint
-        local = endpoint.to_socket
-        path = "" if local else endpoint.path.rstrip("/")
-        query = self.source.filters.query()
-        request = h11.Request(
-            method="GET",
-            target=f"{path}/events{f'?{query}' if query else ''}",
-            headers=[("Host", "docker" if local else endpoint.netloc), ("User-Agent", "hypermux")],
+        http = self.http
+        sent = (http.send(request(self.source, events_target(self.source))) or b"") + (
+            http.send(h11.EndOfMessage()) or b""
         )
-        sent = (self.http.send(request) or b"") + (self.http.send(h11.EndOfMessage()) or b"")
         self.listener.asking()
         # The engine may have refused before it read the request: see what it said.
         with contextlib.suppress(trio.BrokenResourceError):
             await self.stream.send_all(sent)
         response = await self._answer()
-        trust = dialing.trust_of(endpoint, self.source.tls)
+        trust = dialing.trust_of(self.source.endpoint, self.source.tls)
+        self.headers = response.headers
         if response.status_code != 200:
-            status, headers = response.status_code, response.headers
-            self.refusal = answers.Refusal(status, headers, _WHO, trust)
+            self.refusal = answers.Refusal(response.status_code, self.headers, WHO, trust)
             await read_body(self.stream, self.http, self.refusal.body)
             return
-        self.opened = True
-        self.listener.opened(Opened(answers.date_ns(response.headers), trust))
+        self.accepted, self.accepted_s = (
+            Opened(answers.date_ns(self.headers), trust),
+            trio.current_time(),
+        )
 
     async def _answer(self) -> h11.Response:
         first = b""
@@ -109,7 +172,7 @@ class _Events:
             try:
                 event = self.http.next_event()
             except h11.RemoteProtocolError as exc:
-                raise ConnectionFailed(answers.not_http(first, who=_WHO)) from exc
+                raise ConnectionFailed(answers.not_http(first, who=WHO)) from exc
             if isinstance(event, h11.Response):
                 return event
             if event is h11.NEED_DATA:  # otherwise 100 or 103: the real answer is still to come
@@ -123,12 +186,15 @@ class _Events:
         try:
             data = bytes(await self.stream.receive_some(READ_SIZE))
         except trio.BrokenResourceError as exc:
-            raise ConnectionFailed(faults.broken(exc, opened=self.opened)) from exc
+            accepted = self.accepted is not None
+            raise ConnectionFailed(faults.broken(exc, opened=accepted)) from exc
         self.more = unread(self.stream, len(data))
         self.ended = not data
         if self.opened and data:
             self.listener.heard()
-        if data or self.opened:
+            if self.keeper is not None:
+                self.keeper.heard()
+        if data or self.accepted is not None:
             self.http.receive_data(data)
         return data
 

@@ -58,6 +58,9 @@ class Owner(Protocol):
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """Whole messages came over the link, in order; `link.more` says whether more are there."""
 
+    def link_recovered(self, link: Link, messages: list[bytes], unsure_from_ns: int | None) -> None:
+        """The upstream remembers what the link did not bring; see `Listener.recovered`."""
+
     def link_ended(self, link: Link) -> None:
         """The link is no more; `link.failure` says why."""
 
@@ -145,3 +148,7 @@ class Link:
         """See `Listener`."""
         self.more = more
         self.owner.link_received(self, messages)
+
+    def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
+        """See `Listener`."""
+        self.owner.link_recovered(self, messages, unsure_from_ns)

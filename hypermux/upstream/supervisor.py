@@ -13,14 +13,18 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
 from hypermux.core.intake import Feed
 from hypermux.core.lifecycle import Lifecycle
+from hypermux.core.recollection import Recollection
 from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Credential, SourceId
+from hypermux.upstream.aside import Asides
 from hypermux.upstream.connection import Connection, Observer
 from hypermux.upstream.docker import stream_docker
+from hypermux.upstream.docker_memory import Keeper, Memory
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.keys import KeyRing
 from hypermux.upstream.link import Transport
-from hypermux.upstream.pacing import Pace, PacedDialer
+from hypermux.upstream.pacing import PacedDialer
+from hypermux.upstream.sifting import reading
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer, Listener
 from hypermux.upstream.websocket import stream_websocket
@@ -31,10 +35,12 @@ class Transports:
     """The transport of each kind of upstream, over one dialer."""
 
     dialer: Dialer
-    pace: Pace
+    gate: Gate
     settings: ConnectionSettings
+    clock: StreamClock
     utc_ns: Callable[[], int]
     rng: random.Random
+    memories: dict[SourceId, Memory] = field(factory=dict)
 
     def of(self, source: Source) -> Transport:
         """Return the transport for `source`."""
@@ -65,12 +71,22 @@ class Transports:
         listener: Listener,
         sign_offset_s: float,
     ) -> None:
+        dialer = self._paced(source)
+        keeper = Keeper(
+            source=source,
+            memory=self.memories[source.id],
+            aside=Asides(source, self.gate, dialer),
+            reading=reading(source),
+            now_ns=self.clock.now_ns,
+            rng=self.rng,
+            max_message_size=self.settings.max_message_size,
+        )
         await stream_docker(
-            source, dialer=self._paced(source), listener=listener, settings=self.settings
+            source, dialer=dialer, listener=listener, settings=self.settings, keeper=keeper
         )
 
     def _paced(self, source: Source) -> Dialer:
-        return PacedDialer(self.dialer, self.pace, source.id.account)
+        return PacedDialer(self.dialer, self.gate.pace, source.id.account)
 
 
 @define(eq=False)
@@ -85,6 +101,7 @@ class Supervisor:
     observer: Observer
     feed: Callable[[SourceId], Feed]
     outages: Mapping[SourceId, Outage]
+    recollections: Mapping[SourceId, Recollection] = field(factory=dict)
     connections: dict[SourceId, Connection] = field(factory=dict)
     keys: KeyRing = field(init=False)
 
@@ -96,7 +113,9 @@ class Supervisor:
         settings = self.settings
         gate = Gate(settings.allocator(trio.current_time()))
         self.keys.use(settings.sources)
-        transports = Transports(self.dialer, gate.pace, settings.connection, self.utc_ns, self.rng)
+        transports = Transports(
+            self.dialer, gate, settings.connection, self.clock, self.utc_ns, self.rng
+        )
         backoff = settings.connection.backoff
         corrections = Corrections()
         configured_ns = self.clock.now_ns()
@@ -116,6 +135,11 @@ class Supervisor:
                     max_s=backoff.max_s,
                     rng=self.rng,
                 )
+                outage = self.outages.get(source.id, Outage(configured_ns, "start"))
+                recollection = self.recollections.get(source.id)
+                transports.memories[source.id] = Memory(
+                    Recollection() if recollection is None else recollection.copy(), outage.from_ns
+                )
                 connection = Connection(
                     source=source,
                     gate=gate,
@@ -126,7 +150,7 @@ class Supervisor:
                     rotation=rotation,
                     clock=self.clock,
                     observer=self.observer,
-                    outage=self.outages.get(source.id, Outage(configured_ns, "start")),
+                    outage=outage,
                     utc_ns=self.utc_ns,
                     corrections=corrections,
                 )

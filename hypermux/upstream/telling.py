@@ -1,11 +1,13 @@
 """What the stream is told of one source's connectivity: `down`, a gap, `up`.
 
 An outage begins when the last connection was last heard, or when the source was configured, and
-ends with one gap record when a connection opens. Certainty is `possible`: nobody can know whether
-there was anything to miss.
+ends with one gap record when a connection opens, unless the upstream's own memory bridges it.
+Certainty is `possible`: nobody can know whether there was anything to miss.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from attrs import define, frozen
 
@@ -16,7 +18,7 @@ from hypermux.core.verdicts import Judgement
 from hypermux.model.errors import FailureKind
 from hypermux.model.records import Gap, Item, StateChange
 from hypermux.upstream.link import Link
-from hypermux.upstream.transport import Opened
+from hypermux.upstream.transport import Opened, Resumption
 
 
 @frozen
@@ -48,16 +50,23 @@ class Teller:
             down = StateChange("down", None, None, outage.cause, outage.from_ns)
             self._deliver([down])
 
-    def up(self, opened: Opened) -> None:
-        """End the outage: one gap from its first moment to now, then `up`."""
+    def up(self, opened: Opened, remembered: Sequence[Item] = ()) -> None:
+        """End the outage: what was remembered of it, a gap from its first moment to now, `up`."""
         now_ns = self.clock.now_ns()
-        items: list[Item] = []
-        if self.outage is not None:
+        resumption = opened.resumption or Resumption()
+        items = [*remembered]
+        if self.outage is not None and not resumption.complete:
             items.append(Gap(self.outage.from_ns, now_ns, self.outage.cause, "possible"))
-        items.append(StateChange("up", reason=_TRUST[opened.trust]))
+        items.append(StateChange("up", _TRUST[opened.trust], anchor=resumption.anchor))
         self.outage, self._told = None, None
         self.feed.deliver(items, now_ns)
         self.feed.opened(None if opened.date_ns is None else now_ns - opened.date_ns)
+
+    def recovered(self, items: list[Item], unsure_from_ns: int | None) -> None:
+        """Tell what an open connection had lost, and since when it may have lost more."""
+        now_ns = self.clock.now_ns()
+        gap = [] if unsure_from_ns is None else [Gap(unsure_from_ns, now_ns, "audit", "possible")]
+        self._deliver([*items, *gap])
 
     def down(self, link: Link, judgement: Judgement) -> None:
         """Tell that a link ended, or that an outage goes on for another reason.

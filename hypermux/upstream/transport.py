@@ -34,15 +34,31 @@ class Control(Protocol):
 
 
 @frozen
+class Resumption:
+    """What an upstream's own memory tells of the time without a connection.
+
+    `replayed`: messages from it that were not seen. `synthetic`: messages that its state implies.
+    `complete`: with these nothing is missing. `anchor`: see `core.resume`.
+    """
+
+    complete: bool = False
+    replayed: list[bytes] = field(factory=list)
+    synthetic: list[bytes] = field(factory=list)
+    anchor: str | None = None
+
+
+@frozen
 class Opened:
     """An accepted connection: the server's `Date` (ns since 1970) if it sent one, and its TLS.
 
-    `control` is there where the protocol has a ping and a goodbye.
+    `control` is there where the protocol has a ping and a goodbye, `resumption` where the
+    upstream remembers.
     """
 
     date_ns: int | None
     trust: Trust
     control: Control | None = field(default=None, eq=False, repr=False)
+    resumption: Resumption | None = None
 
 
 class Listener(Protocol):
@@ -59,6 +75,12 @@ class Listener(Protocol):
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         """Whole messages came, in order; `more`: the read did not empty the socket."""
+
+    def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
+        """The upstream remembers messages that the open connection should have brought.
+
+        `unsure_from_ns`: since when it may have lost others, which nobody remembers.
+        """
 
 
 class Dialer(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import json
 import os
 import shutil
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from attrs import define
+from attrs import define, field
 
 START_S = 60.0
 STOP_S = 30.0
@@ -38,8 +39,10 @@ class Engine:
     """A running engine: its socket, and the client that talks to it."""
 
     socket: Path
-    process: subprocess.Popen[bytes]
     client: Sequence[str]
+    command: Sequence[str]
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
 
     @property
     def url(self) -> str:
@@ -69,6 +72,30 @@ class Engine:
         """Make IMAGE: one static busybox and nothing else."""
         self.run("import", "-", IMAGE, data=_busybox_tar())
 
+    def volumes(self, prefix: str, count: int) -> list[str]:
+        """Create volumes, each one event; return their names."""
+        names = [f"{prefix}-{n:03}" for n in range(count)]
+        for name in names:
+            self.ask("POST", "/volumes/create", json.dumps({"Name": name}).encode())
+        return names
+
+    def start(self) -> None:
+        """Start the engine and wait until it answers."""
+        environment = {**os.environ, "HOME": str(self.log.parent)}
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+            )
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"{self.command[0]} did not start:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.05)
+
     def stop(self) -> None:
         """End the engine by its pid, and hard when it does not come to an end."""
         self.process.terminate()
@@ -77,6 +104,12 @@ class Engine:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            return self.ask("GET", "/_ping") == b"OK"
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 @contextlib.contextmanager
@@ -152,29 +185,12 @@ def _directory() -> Iterator[Path]:
 def _running(
     command: Sequence[str], home: Path, path: Path, client: Sequence[str]
 ) -> Iterator[Engine]:
-    log = home / "log"
-    environment = {**os.environ, "HOME": str(home)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
-        )
-    engine = Engine(path, process, client)
+    engine = Engine(path, client, command, home / "log")
     try:
-        deadline = time.monotonic() + START_S
-        while not _answers(engine):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"{command[0]} did not start:\n{log.read_text()[-4000:]}")
-            time.sleep(0.05)
+        engine.start()
         yield engine
     finally:
         engine.stop()
-
-
-def _answers(engine: Engine) -> bool:
-    try:
-        return engine.ask("GET", "/_ping") == b"OK"
-    except (OSError, http.client.HTTPException):
-        return False
 
 
 def _busybox_tar() -> bytes:

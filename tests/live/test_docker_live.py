@@ -51,6 +51,9 @@ class Heard:
         self.messages += messages
         self._change()
 
+    def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
+        raise AssertionError
+
     def _change(self) -> None:
         self.changed.set()
         self.changed = trio.Event()

@@ -347,6 +347,9 @@ class Quiet:
     def received(self, messages: list[bytes], *, more: bool) -> None:
         raise AssertionError
 
+    def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
+        raise AssertionError
+
 
 async def test_client_certificates(tmp_path: Path) -> None:
     authority = trustme.CA()

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypermux.core.resume import (
+    AUDIT_BURST,
     AUDIT_EVENTS,
     AUDIT_MAX_S,
     AUDIT_MIN_S,
@@ -138,8 +139,8 @@ def test_digests() -> None:
 def test_memory_is_bounded_and_packs() -> None:
     memory = Seen(b"anchor")
     for n in range(1000):
-        memory.note(Event(b"%d" % n, n or None, "timeNano"))
-    memory.note(Unparsed("x", 1, "y"))
+        memory.add(digest_of(Event(b"%d" % n, None, "received")), n or None)
+    memory.add(digest_of(Unparsed("x", 1, "y")), None)
     assert sum(memory.counts().values()) == REMEMBERED
     assert memory.earliest_ns == 1001 - RING
     again = Seen.unpack(memory.pack(), b"anchor")
@@ -206,6 +207,14 @@ def test_an_audit_outlives_the_memory() -> None:
         memory.add(b"%d" % n, 1)
         audit.arrived(b"%d" % n)
     assert missing(audit, "abcd") == "d"
+
+
+def test_an_audit_gives_up_in_a_flood() -> None:
+    audit = Audit.begin(seen(""))
+    assert missing(audit, "a") == "a"
+    for _ in range(AUDIT_BURST + 1):
+        audit.arrived(b"x")
+    assert missing(audit, "a") == ""
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ class Heard:
     messages: list[bytes] = field(factory=list)
     openings: list[Opened] = field(factory=list)
     mores: list[bool] = field(factory=list)
+    recoveries: list[tuple[list[bytes], int | None]] = field(factory=list)
 
     def asking(self) -> None: ...
 
@@ -38,6 +39,11 @@ class Heard:
         self.log.append("received")
         self.messages += messages
         self.mores.append(more)
+
+    def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
+        assert messages
+        self.log.append("recovered")
+        self.recoveries.append((messages, unsure_from_ns))
 
 
 @define(eq=False)

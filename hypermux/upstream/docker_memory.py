@@ -1,0 +1,364 @@
+"""What an engine remembers, against what was received: the resume of a connection, and its audits.
+
+While a resume is under way the live stream is read and held: nothing is in neither of the two.
+What cannot be found out (no connection free in time, no answer) makes the resume incomplete, never
+longer: its gap says so. An audit asks again, now and then, whether the stream that looks so quiet
+is whole; see `core.resume`. After a resume that is incomplete the engine's containers say what
+they can of the outage; see `core.containers`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+
+import trio
+from attrs import define, field, frozen
+
+from hypermux.config.settings import Source
+from hypermux.core import containers
+from hypermux.core.containers import Implied, Inspected
+from hypermux.core.recollection import Recollection
+from hypermux.core.resume import (
+    AUDIT_EVENTS,
+    Audit,
+    AuditTimes,
+    Expected,
+    Finding,
+    Resume,
+    compare,
+    digest_of,
+    find,
+    first_anchor,
+)
+from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
+from hypermux.model.records import Event, Unparsed
+from hypermux.upstream import answers
+from hypermux.upstream.aside import Aside, NoPermit
+from hypermux.upstream.docker_engine import Engine, is_podman
+from hypermux.upstream.transport import Listener, Resumption
+
+log = logging.getLogger("hypermux.docker")
+
+# How long a source waits for its second connection before it goes on with a gap. A slot that is
+# not there now will hardly be there soon; a rate is kept by seconds.
+RESUME_PATIENCE_S = 5.0
+# An audit can come later as well.
+AUDIT_PATIENCE_S = 5.0
+# A ring takes 3 to 13 ms. An engine that needs that long for a ping is not well.
+ANSWER_S = 10.0
+# For the containers, 2 to 5 ms each: hundreds. The rest stays as the gap has it.
+LIST_S = 10.0
+# What is missing from a stream may be under way that long, over the slowest lines.
+SECOND_LOOK_S = 5.0
+# A live stream is held for a few answers of its engine; in bytes, many thousand events.
+MAX_HELD = 4 << 20
+
+_SECOND = 1_000_000_000
+
+Reading = Callable[[list[bytes]], list[Event | Unparsed]]
+
+
+@define(eq=False)
+class Memory:
+    """What is known of one engine, over all its connections.
+
+    `heard_ns` is when it was last heard, or when its outage began, on the stream's clock.
+    """
+
+    recollection: Recollection
+    heard_ns: int
+    expected: Expected = field(factory=Expected)
+
+
+@frozen
+class _Snapshot:
+    """The engine's memory at one moment, oldest first."""
+
+    messages: list[bytes]
+    items: list[Event | Unparsed]
+    digests: list[bytes]
+
+    @property
+    def times(self) -> list[int | None]:
+        return [item.time_ns if isinstance(item, Event) else None for item in self.items]
+
+
+@define(eq=False)
+class Keeper:
+    """Keeps one connection whole. `reading` decodes messages to what is recorded of them."""
+
+    source: Source
+    memory: Memory
+    aside: Aside
+    reading: Reading
+    now_ns: Callable[[], int]
+    rng: Random
+    max_message_size: int
+    _podman: bool = False
+    _opened_ns: int = 0  # the engine's clock when it answered, up to a second less
+    _offset_ns: int = 0  # what to take from our clock for the engine's; up to a second too much
+    _held: list[bytes] = field(factory=list)
+    _held_size: int = 0
+    _hurry: trio.CancelScope = field(factory=trio.CancelScope)
+    _times: AuditTimes = field(init=False)
+    _many: trio.Event = field(factory=trio.Event)
+    _audit: Audit | None = None
+    _looked: frozenset[bytes] | None = None  # what the last look saw; None: there was none
+    _looked_ns: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._times = AuditTimes(self.rng)
+
+    @property
+    def _recollection(self) -> Recollection:
+        return self.memory.recollection
+
+    # The live stream.
+
+    def heard(self) -> None:
+        """Note that the open connection lives."""
+        self.memory.heard_ns = self.now_ns()
+
+    def hold(self, messages: list[bytes]) -> None:
+        """Keep live messages until `release`; too many, and the resume ends with what it has."""
+        self._held += messages
+        self._held_size += sum(map(len, messages))
+        if self._held_size > MAX_HELD:
+            self._hurry.cancel()
+
+    def release(self) -> list[bytes]:
+        """Return what was held and is to be handed on, and hold nothing more."""
+        held, self._held = self._held, []
+        return self.arrived(held)
+
+    def arrived(self, messages: list[bytes]) -> list[bytes]:
+        """Return those of the live messages that were not emitted before."""
+        memory = self.memory
+        memory.expected.forget(trio.current_time())
+        kept = []
+        for message, item in zip(messages, self.reading(messages), strict=True):
+            digest = digest_of(item)
+            if memory.expected.drops(digest):
+                continue
+            memory.recollection.note(item, digest)
+            if self._audit is not None:
+                self._audit.arrived(digest)
+            kept.append(message)
+        before = self._times.received_since
+        self._times.received(len(messages))
+        if before < AUDIT_EVENTS <= self._times.received_since:
+            self._many.set()
+        return kept
+
+    # The resume.
+
+    async def resume(self, headers: answers.Headers) -> Resumption:
+        """Find out what the outage held; `headers` are those of the live stream's answer."""
+        self._podman = is_podman(headers)
+        date_ns = answers.date_ns(headers)
+        self._opened_ns = self.now_ns() if date_ns is None else date_ns
+        self._offset_ns = self.now_ns() - self._opened_ns
+        snapshot: _Snapshot | None = None
+        synthetic: list[bytes] = []
+        why = "too much came meanwhile"
+        try:
+            with self._hurry:
+                async with self.aside(RESUME_PATIENCE_S, urgent=True) as stream:
+                    why = "the engine did not answer"
+                    engine = Engine(self.source, stream, self.max_message_size)
+                    with trio.move_on_after(ANSWER_S):
+                        snapshot = await self._snapshot(engine)
+                    if snapshot is not None and self._recollection.seen.known:
+                        found = self._compare(snapshot)
+                        if not found.complete:
+                            synthetic = await self._list(engine, snapshot, found)
+        except (NoPermit, ConnectionFailed) as exc:
+            why = str(exc)
+        if snapshot is None:
+            log.info("%s: what the engine remembers could not be read: %s", self.source.id, why)
+            return Resumption()
+        return self._settle(snapshot, synthetic)
+
+    def _compare(self, snapshot: _Snapshot) -> Resume:
+        return compare(self._recollection.seen, snapshot.digests, whole=not self._podman)
+
+    def _settle(self, snapshot: _Snapshot, synthetic: list[bytes]) -> Resumption:
+        """Take for told what is about to be."""
+        recollection, seen = self._recollection, self._recollection.seen
+        found = self._compare(snapshot)
+        known, new = seen.known, set(found.new)
+        left = seen.counts()
+        for item in self.reading(synthetic):
+            if isinstance(item, Event):
+                item.synthetic = True
+            recollection.note(item)
+        for place, digest in enumerate(snapshot.digests):
+            if place in new:
+                recollection.note(snapshot.items[place], digest)
+            elif left[digest] > 0:
+                left[digest] -= 1
+            elif not self._podman or not known:
+                seen.add(digest, snapshot.times[place])  # from before our time
+        if known:
+            seen.anchor = snapshot.digests[-1] if snapshot.digests else b""
+        else:
+            seen.anchor = first_anchor(snapshot.digests, snapshot.times, self._opened_ns)
+        self.memory.expected.add((snapshot.digests[p] for p in found.new), trio.current_time())
+        self._saw(snapshot)
+        return Resumption(
+            found.complete,
+            [snapshot.messages[place] for place in found.new],
+            synthetic,
+            seen.anchor.hex(),
+        )
+
+    async def _snapshot(self, engine: Engine) -> _Snapshot:
+        """Read what the engine remembers. Raises ConnectionFailed."""
+        since_ns = self._recollection.seen.earliest_ns
+        if since_ns is None:
+            since_ns = self.memory.heard_ns - self._offset_ns
+        messages = await engine.events(podman=self._podman, since_ns=max(0, since_ns))
+        items = self.reading(messages)
+        if self._podman:  # it was asked by the second
+            pairs = [
+                (message, item)
+                for message, item in zip(messages, items, strict=True)
+                if not isinstance(item, Event) or (item.time_ns or since_ns) >= since_ns
+            ]
+            messages = [message for message, _ in pairs]
+            items = [item for _, item in pairs]
+        return _Snapshot(messages, items, [digest_of(item) for item in items])
+
+    def _saw(self, snapshot: _Snapshot) -> None:
+        self._looked, self._looked_ns = frozenset(snapshot.digests), self.now_ns()
+
+    async def _list(self, engine: Engine, snapshot: _Snapshot, found: Resume) -> list[bytes]:
+        """Return events for what the containers show and neither journal nor ring tell."""
+        base = self._recollection.implied.copy()
+        for place in found.new:
+            _apply(base, snapshot.items[place])
+        offset_ns = self._offset_ns
+        outage = containers.Outage(self.memory.heard_ns - offset_ns, self._opened_ns + _SECOND)
+        before = base.copy()
+        for item in self.reading(self._held):
+            _apply(before, item)
+        try:
+            with trio.move_on_after(LIST_S) as slow:
+                listed = await engine.containers()
+                looks: dict[str, Inspected] = {}
+                with trio.move_on_after(LIST_S / 2) as too_many:
+                    now_ns = self.now_ns() - offset_ns
+                    for key in containers.to_inspect(
+                        listed, before, from_ns=outage.from_ns, now_ns=now_ns
+                    ):
+                        look = await engine.inspect(key)
+                        if look is not None:
+                            looks[key] = look
+                # Read after the list: what that shows is in here, or was lost before.
+                after = await self._snapshot(engine)
+        except ConnectionFailed as exc:
+            log.warning("%s: its containers could not be listed: %s", self.source.id, exc)
+            return []
+        if slow.cancelled_caught or too_many.cancelled_caught:
+            log.warning("%s: there was no time to look at all its containers", self.source.id)
+        if slow.cancelled_caught:
+            return []
+        told, left = base.copy(), {*after.digests}
+        for item in after.items:
+            _apply(told, item)
+        for item in self.reading(self._held):
+            if digest_of(item) not in left:
+                _apply(told, item)
+        happenings = containers.missing(listed, looks, before, told, outage)
+        present = {container.id for container in listed}
+        for key in before.containers.keys() - present:
+            # Gone, also where a filter keeps us from saying so.
+            self._recollection.implied.containers.pop(key, None)
+        return containers.selected(happenings, self.source.filters)
+
+    # Audits.
+
+    async def watch(self, listener: Listener) -> None:
+        """Audit the open connection for ever. Raises ConnectionFailed when it is dead."""
+        self._times.opened(trio.current_time())
+        while True:
+            while (due_s := self._times.due_s) > trio.current_time():
+                self._many = trio.Event()
+                with trio.move_on_at(due_s):
+                    await self._many.wait()
+            await self._look_again(listener)
+
+    async def _look_again(self, listener: Listener) -> None:
+        seen = self._recollection.seen
+        self._audit = Audit.begin(seen)
+        try:
+            try:
+                snapshot = await self._question()
+            except NoPermit:
+                self._times.no_room(trio.current_time())
+                return
+            missing = self._audit.look(snapshot.digests, whole=not self._podman)
+            if missing and seen.known:
+                await trio.sleep(SECOND_LOOK_S)
+                missing = self._audit.look(snapshot.digests, whole=not self._podman)
+        except ConnectionFailed as exc:
+            if exc.failure.kind is FailureKind.SILENT:
+                raise
+            log.info("%s: could not be audited: %s", self.source.id, exc)
+            self._times.done(trio.current_time())
+            return
+        finally:
+            self._audit = None
+        if not seen.known:
+            # Nothing could be read when it opened: what is old is not told apart from what is not.
+            for place in missing:
+                seen.add(snapshot.digests[place], snapshot.times[place])
+            seen.anchor = snapshot.digests[-1] if snapshot.digests else b""
+        elif missing:
+            self._tell(missing, snapshot, listener)
+        self._saw(snapshot)
+        self._times.done(trio.current_time())
+
+    def _tell(self, missing: tuple[int, ...], snapshot: _Snapshot, listener: Listener) -> None:
+        """Hand on what the stream did not bring; raises ConnectionFailed when it brings nothing."""
+        count = len(missing)
+        dead = find(count, self._times.received_since) is Finding.DEAD
+        if dead and self._looked is not None:  # otherwise they are from before the connection
+            text = f"the event stream is dead: the engine has {count} events that never came"
+            raise ConnectionFailed(Failure(FailureKind.SILENT, text))
+        log.warning("%s: %d events did not come over the stream", self.source.id, count)
+        for place in missing:
+            self._recollection.note(snapshot.items[place], snapshot.digests[place])
+        self.memory.expected.add((snapshot.digests[p] for p in missing), trio.current_time())
+        # The ring has turned over since the last look: nobody knows what else did not come.
+        looked = self._looked or frozenset()
+        turned = bool(looked) and looked.isdisjoint(snapshot.digests)
+        messages = [snapshot.messages[place] for place in missing]
+        listener.recovered(messages, unsure_from_ns=self._looked_ns if turned else None)
+
+    async def _question(self) -> _Snapshot:
+        """Read the engine's memory on a side connection, if it answers at all.
+
+        Raises NoPermit, and ConnectionFailed: silent when it did not answer in time.
+        """
+        doing = "a connection"
+        try:
+            async with self.aside(AUDIT_PATIENCE_S) as stream:
+                engine = Engine(self.source, stream, self.max_message_size)
+                doing = "a ping"
+                with trio.move_on_after(ANSWER_S):
+                    await engine.ping()
+                    doing = "a question for its events"
+                    return await self._snapshot(engine)
+        except ConnectionFailed as exc:
+            if exc.failure.kind is not FailureKind.TIMEOUT:
+                raise
+        text = f"the engine did not answer {doing} within {ANSWER_S:g} s"
+        raise ConnectionFailed(Failure(FailureKind.SILENT, text))
+
+
+def _apply(implied: Implied, item: Event | Unparsed) -> None:
+    if isinstance(item, Event):
+        implied.apply(item.raw)

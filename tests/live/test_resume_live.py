@@ -1,0 +1,220 @@
+"""What happens on a real engine while nobody listens: the whole service, ended and started."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dockerd
+import pytest
+from attrs import define, field
+from processes import FAST, Place, end, place, service, wait_until
+
+pytestmark = [pytest.mark.live, pytest.mark.slow]
+
+
+@define
+class Watch:
+    """A service that watches one engine, over as many lives as a test gives it."""
+
+    engine: dockerd.Engine
+    place: Place
+
+    @classmethod
+    def of(
+        cls, engine: dockerd.Engine, directory: Path, *more: str, url: str | None = None
+    ) -> Watch:
+        account = [
+            "[accounts.ci]",
+            'upstream = "docker"',
+            f'hosts = {{ lab = "{url or engine.url}" }}',
+            *more,
+        ]
+        return cls(engine, place(directory, None, FAST, *account))
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Run it, from up on."""
+        before = self.states.count("up")
+        with service(self.place) as child:
+            wait_until(lambda: self.states.count("up") > before, "the source to be up")
+            yield child
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [record for record in self.place.records if record.get("account") == "ci"]
+
+    @property
+    def states(self) -> list[str]:
+        return [record["state"] for record in self.records if record["kind"] == "state"]
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["kind"] == "gap"]
+
+    def events(self, **flags: bool) -> list[dict[str, Any]]:
+        """Return the events, of `replayed=True` those alone, likewise `synthetic`."""
+        return [
+            record["event"]
+            for record in self.records
+            if record["kind"] == "event"
+            and all(record.get(flag, False) is wanted for flag, wanted in flags.items())
+        ]
+
+    def created(self, **flags: bool) -> list[str]:
+        """Return the names of the volumes created, in the stream's order."""
+        return [
+            event["Actor"]["ID"]
+            for event in self.events(**flags)
+            if (event["Type"], event["Action"]) == ("volume", "create")
+        ]
+
+    def see(self, prefix: str, count: int = 1) -> list[str]:
+        """Create volumes while it runs, and wait for them."""
+        names = self.engine.volumes(prefix, count)
+        wait_until(lambda: names[-1] in self.created(), f"{names[-1]} in the stream")
+        return names
+
+
+@define(eq=False)
+class Relay:
+    """Passes connections on to an engine's socket, as long as it is open."""
+
+    engine: Path
+    path: Path
+    _listening: socket.socket | None = None
+    _passing: list[socket.socket] = field(factory=list)
+
+    def __enter__(self) -> Relay:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+
+    def open(self) -> None:
+        """Take connections."""
+        self._listening = listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(self.path))
+        listening.listen()
+        threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
+
+    def cut(self) -> None:
+        """Take no more, and cut those that are there."""
+        self.path.unlink(missing_ok=True)
+        for sock in (self._listening, *self._passing):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        self._passing.clear()
+
+    def _accept(self, listening: socket.socket) -> None:
+        with listening, contextlib.suppress(OSError):
+            while True:
+                near, _ = listening.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(str(self.engine))
+                self._passing = [s for s in self._passing if s.fileno() >= 0] + [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+
+def _pump(one: socket.socket, other: socket.socket) -> None:
+    with one, contextlib.suppress(OSError):
+        while data := one.recv(65536):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Watch]:
+    with dockerd.running_dockerd() as engine:
+        yield Watch.of(engine, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_hundred_events_while_down_all_come_once_without_a_gap(
+    watch: Watch, number: signal.Signals
+) -> None:
+    with watch.running() as child:
+        names = watch.see("before")
+        end(child, number)
+    names += watch.engine.volumes("down", 100)
+    with watch.running():
+        names += watch.see("after")
+    assert watch.created() == names
+    assert len(watch.created(replayed=True)) == 100
+    assert [gap["cause"] for gap in watch.gaps] == ["start"]
+
+
+def test_three_hundred_events_while_down_are_one_possible_gap(watch: Watch) -> None:
+    with watch.running() as child:
+        watch.see("before")
+        end(child, signal.SIGKILL)
+    names = watch.engine.volumes("down", 300)
+    with watch.running():
+        watch.see("after")
+    assert watch.created(replayed=True) == names[-256:]
+    assert max(Counter(watch.created()).values()) == 1
+    first, second = watch.gaps
+    assert (first["cause"], second["cause"]) == ("start", "restart")
+    assert (second["certainty"], "lost" in second) == ("possible", False)
+
+
+def test_events_before_our_time_are_not_ours(watch: Watch) -> None:
+    watch.engine.volumes("old", 10)
+    with watch.running() as child:
+        end(child, signal.SIGKILL)
+    names = watch.engine.volumes("down", 5)
+    with watch.running() as child:
+        end(child)
+    assert watch.created() == names
+    assert [gap["cause"] for gap in watch.gaps] == ["start"]  # the ring reaches back before us
+
+
+def test_lives_follow_each_other(watch: Watch) -> None:
+    names: list[str] = []
+    for life in range(4):
+        with watch.running() as child:
+            names += watch.see(f"seen{life}", 3)
+            end(child, signal.SIGKILL)
+        names += watch.engine.volumes(f"unseen{life}", 20)
+    with watch.running():
+        pass
+    assert watch.created() == names
+    assert len(watch.gaps) == 1
+
+
+def test_an_engine_that_is_restarted_is_one_gap(watch: Watch) -> None:
+    with watch.running():
+        names = watch.see("before", 3)
+        watch.engine.stop()
+        watch.engine.start()
+        wait_until(lambda: watch.states[-1] == "up" and len(watch.gaps) == 2, "the second up")
+        names += watch.see("after", 3)
+    assert watch.created() == names
+    assert [gap["cause"] for gap in watch.gaps] == ["start", "dropped"]
+    assert watch.states.count("up") == 2
+
+
+def test_a_dead_connection_is_bridged_without_a_gap(watch: Watch, tmp_path: Path) -> None:
+    with Relay(watch.engine.socket, tmp_path / "relay.sock") as relay:
+        other = Watch.of(watch.engine, tmp_path, url=f"unix://{relay.path}")
+        with other.running():
+            names = other.see("before", 3)
+            relay.cut()
+            wait_until(lambda: other.states[-1] == "down", "down")
+            names += watch.engine.volumes("cut", 50)
+            relay.open()
+            wait_until(lambda: other.states[-1] == "up", "up")
+            names += other.see("after", 3)
+    assert other.created() == names
+    assert len(other.gaps) == 1
