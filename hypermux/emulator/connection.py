@@ -75,6 +75,7 @@ class Connection:
     # Those that get this connection's own traffic too, itself among them; None: nobody else.
     sharers: Callable[[], list[Connection]] | None = field(default=None, repr=False)
     sent: int = 0
+    mute: bool = False  # answers pings, but what happens is lost
     _websocket: trio_websocket.WebSocketConnection | None = None
     _queue: deque[Message] = field(factory=deque, repr=False)
     _queued_bytes: int = 0
@@ -152,7 +153,7 @@ class Connection:
         try:
             while not self.over:
                 batch = self._collect()
-                if batch:
+                if batch and not self.mute:
                     self._record(batch)
                     await self.stream.send_events([message.raw for message in batch])
                     self.sent += len(batch)

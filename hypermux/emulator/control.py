@@ -10,8 +10,13 @@ One request is one JSON object on a line, its reply another: `{"ok":true,…}` o
     close    code [reason] TARGET                         a close frame
     drop     TARGET                                       a TCP reset, no goodbye
     deaf     on TARGET                                    the connections of now stop reading
-    refuse   status [count retry_after reason] TARGET     handshakes; no count: all, 0: none
+    mute     on TARGET                                    they answer, but what happens is not sent
+    refuse   status [count retry_after reason location] TARGET
+                                                          handshakes; no count: all, 0: none
     delay    seconds TARGET                               handshakes are answered late; 0 ends it
+    clock    seconds                                      handshakes are judged and dated by a clock
+                                                          that is so far ahead (or behind, negative)
+    rekey    account secret                               the account's secret key from now on
     connections [TARGET]                                  -> connections
 
 TARGET is any of account, region and (but for handshakes) connection; left out, it is all. The
@@ -39,6 +44,7 @@ from hypermux.emulator.faults import Target
 from hypermux.emulator.handshake import Answer
 from hypermux.emulator.orders import BadOrder, Emission, Order, read_event
 from hypermux.emulator.router import Router
+from hypermux.model.accounts import Secret
 from hypermux.model.errors import Unreachable
 
 Reply: TypeAlias = dict[str, Any]
@@ -68,6 +74,9 @@ class Control:
             "close": self._close,
             "drop": self._drop,
             "deaf": self._deaf,
+            "mute": self._mute,
+            "clock": self._clock,
+            "rekey": self._rekey,
             "refuse": self._refuse,
             "delay": self._delay,
             "connections": self._connections,
@@ -174,21 +183,33 @@ class Control:
         return {"connections": [connection.number for connection in targets]}
 
     def _deaf(self, order: Order) -> Reply:
-        on = order.take("on", True)
-        if not isinstance(on, bool):
-            raise BadOrder("on is true or false")
-        targets = self._targets(order)
+        on, targets = self._switch(order)
         for connection in targets:
             connection.stream.set_deaf(on)
         return {"connections": [connection.number for connection in targets]}
 
+    def _mute(self, order: Order) -> Reply:
+        on, targets = self._switch(order)
+        for connection in targets:
+            connection.mute = on
+        return {"connections": [connection.number for connection in targets]}
+
+    def _switch(self, order: Order) -> tuple[bool, list[Connection]]:
+        on = order.take("on", True)
+        if not isinstance(on, bool):
+            raise BadOrder("on is true or false")
+        return on, self._targets(order)
+
     def _refuse(self, order: Order) -> Reply:
         status, count = order.whole("status"), order.whole("count", -1)
-        if not 400 <= status <= 599:
-            raise BadOrder("a refusal's status is 400 to 599")
+        if not 300 <= status <= 599:
+            raise BadOrder("a refusal's status is 300 to 599")
         retry_after = order.whole("retry_after", -1)
-        reason = order.text("reason", "refused by order")
-        answer = Answer(status, reason, None if retry_after < 0 else retry_after)
+        reason, location = order.text("reason", "refused by order"), order.text("location", "")
+        if not location.isascii() or not (location.isprintable() or not location):
+            raise BadOrder("a location is printable ASCII")
+        wait_s = None if retry_after < 0 else retry_after
+        answer = Answer(status, reason, wait_s, location or None)
         target = self._handshakes(order)
         self.router.faults.refuse(target, answer, None if count < 0 else count)
         return {}
@@ -198,6 +219,21 @@ class Control:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
             raise BadOrder("seconds is a number, 0 or more")
         self.router.faults.delay(self._handshakes(order), float(seconds))
+        return {}
+
+    def _clock(self, order: Order) -> Reply:
+        seconds = order.take("seconds")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise BadOrder("seconds is a number")
+        order.finish()
+        self.router.ahead_ns = round(seconds * 1e9)
+        return {}
+
+    def _rekey(self, order: Order) -> Reply:
+        account, secret = order.text("account"), order.text("secret")
+        order.finish()
+        self._known(account, None)
+        self.router.rekey(account, Secret(secret))
         return {}
 
     def _connections(self, order: Order) -> Reply:

@@ -47,6 +47,7 @@ class Answer:
     status: int
     reason: str = ""
     retry_after_s: int | None = None
+    location: str | None = None
 
     def encode(self, now_ns: int) -> bytes:
         """Return the whole HTTP response of a refusal, dated `now_ns`."""
@@ -60,6 +61,8 @@ class Answer:
         ]
         if self.retry_after_s is not None:
             lines.append(f"Retry-After: {self.retry_after_s}")
+        if self.location is not None:
+            lines.append(f"Location: {self.location}")
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 

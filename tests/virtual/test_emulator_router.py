@@ -372,6 +372,65 @@ async def test_ordered_refusals_and_delays(autojump_clock: trio.testing.MockCloc
         nursery.cancel_scope.cancel()
 
 
+async def test_a_redirect_by_order(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        bench = Bench.make(nursery)
+        assert bench.control("refuse", status=302, location="https://elsewhere.test/")["ok"]
+        refusal = await bench.refused()
+        assert (refusal.status_code, header(refusal, b"location")) == (
+            302,
+            "https://elsewhere.test/",
+        )
+        assert not bench.control("refuse", status=302, location="a\r\nb: c")["ok"]
+
+
+async def test_a_mute_connection_answers_and_loses_what_happens(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        bench = Bench.make(nursery, rate=1)
+        websocket = await bench.connect()
+        await messages(websocket, 3)
+        bench.control("mute", on=True)
+        recorded = len(bench.manifest)
+        with trio.move_on_after(60) as silence:
+            await websocket.get_message()
+        assert silence.cancelled_caught
+        await websocket.ping()
+        assert len(bench.manifest) == recorded
+        other = await bench.connect()
+        await messages(other, 3)
+        nursery.cancel_scope.cancel()
+
+
+async def test_another_key_by_order_and_open_connections_stay(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        bench = Bench.make(nursery, rate=1)
+        websocket = await bench.connect()
+        assert bench.control("rekey", account="acct-001", secret="new")["ok"]
+        assert (await bench.refused()).status_code == 401
+        await bench.connect(secret="new")
+        await bench.connect(2)
+        await messages(websocket, 3)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_clock_by_order(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        bench = Bench.make(nursery)
+        assert bench.control("clock", seconds=86_400)["ok"]
+        refusal = await bench.refused()
+        assert refusal.status_code == 401
+        ahead_s = parsedate_to_datetime(header(refusal, b"date")).timestamp() - now_ns() / 1e9
+        assert ahead_s == pytest.approx(86_400, abs=2)
+        await bench.connect(age_s=-86_400)
+        bench.control("clock", seconds=-600)
+        await bench.connect()
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_day_old_connection_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         bench = Bench.make(nursery)
