@@ -61,7 +61,7 @@ AUDIT_EVENTS = 200
 AUDIT_MIN_S = 10.0
 # What an audit counts at the most, in events: some megabytes.
 AUDIT_BURST = 20_000
-# When limits leave no room for audits they come less and less often, down to this.
+# When limits leave no room for audits, or they are refused, they come less and less often.
 AUDIT_MAX_S = 600.0
 
 
@@ -295,12 +295,12 @@ class AuditTimes:
         self._interval_s = AUDIT_S
         self._next(now_s)
 
-    def no_room(self, now_s: float) -> None:
-        """Go on after one for which the limits left no room."""
+    def put_off(self, now_s: float) -> None:
+        """Go on after one that could not be: the limits left no room, or the engine refused."""
         received = self._received
         self._interval_s = min(2 * self._interval_s, AUDIT_MAX_S)
         self._next(now_s)
-        self._earliest_s = self._due_s  # many events make no room
+        self._earliest_s = self._due_s  # many events change nothing about that
         self._received = received
 
     def _next(self, now_s: float) -> None:

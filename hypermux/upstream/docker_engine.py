@@ -60,9 +60,10 @@ class Engine:
     max_message_size: int
     http: h11.Connection = field(factory=lambda: h11.Connection(h11.CLIENT))
 
-    async def ping(self) -> None:
-        """Return when the engine answered at all."""
+    async def ping(self) -> bool:
+        """Return when the engine answered at all; False: it takes no more questions."""
         await self._get("/_ping")
+        return self.http.our_state is not h11.MUST_CLOSE
 
     async def events(self, *, podman: bool, since_ns: int) -> list[bytes]:
         """Return the events that the engine remembers, oldest first.
@@ -107,7 +108,7 @@ class Engine:
 
     async def _get(self, target: str) -> Answer:
         http = self.http
-        if http.our_state is h11.DONE:
+        if http.our_state is not h11.IDLE:
             try:
                 http.start_next_cycle()
             except h11.LocalProtocolError as exc:

@@ -105,6 +105,7 @@ class Keeper:
     _times: AuditTimes = field(init=False)
     _many: trio.Event = field(factory=trio.Event)
     _audit: Audit | None = None
+    _pings: bool = True
     _looked: frozenset[bytes] | None = None  # what the last look saw; None: there was none
     _looked_ns: int = 0
 
@@ -297,7 +298,7 @@ class Keeper:
             try:
                 snapshot = await self._question()
             except NoPermit:
-                self._times.no_room(trio.current_time())
+                self._times.put_off(trio.current_time())
                 return
             missing = self._audit.look(snapshot.digests, whole=not self._podman)
             if missing and seen.known:
@@ -307,7 +308,7 @@ class Keeper:
             if exc.failure.kind is FailureKind.SILENT:
                 raise
             log.info("%s: could not be audited: %s", self.source.id, exc)
-            self._times.done(trio.current_time())
+            self._times.put_off(trio.current_time())
             return
         finally:
             self._audit = None
@@ -345,13 +346,20 @@ class Keeper:
         """
         doing = "a connection"
         try:
-            async with self.aside(AUDIT_PATIENCE_S) as stream:
-                engine = Engine(self.source, stream, self.max_message_size)
-                doing = "a ping"
-                with trio.move_on_after(ANSWER_S):
-                    await engine.ping()
-                    doing = "a question for its events"
-                    return await self._snapshot(engine)
+            while True:
+                async with self.aside(AUDIT_PATIENCE_S) as stream:
+                    engine = Engine(self.source, stream, self.max_message_size)
+                    doing = "a ping"
+                    with trio.move_on_after(ANSWER_S) as deadline:
+                        if self._pings:
+                            self._pings = await engine.ping()
+                            if not self._pings:
+                                # Behind some proxies a connection takes one question only.
+                                continue
+                        doing = "a question for its events"
+                        return await self._snapshot(engine)
+                if deadline.cancelled_caught:
+                    break
         except ConnectionFailed as exc:
             if exc.failure.kind is not FailureKind.TIMEOUT:
                 raise

@@ -245,14 +245,14 @@ def test_audit_times() -> None:
     assert 1020 + 0.75 * AUDIT_S <= times.due_s <= 1020 + AUDIT_S
 
 
-def test_audits_come_less_often_where_limits_leave_no_room() -> None:
+def test_audits_that_cannot_be_come_less_often() -> None:
     times = AuditTimes(random.Random(1))
     times.opened(0.0)
     times.received(AUDIT_EVENTS)
     waits = []
     for _ in range(6):
         now_s = times.due_s
-        times.no_room(now_s)
+        times.put_off(now_s)
         waits.append(times.due_s - now_s)
         assert times.received_since == AUDIT_EVENTS
     assert waits[0] > AUDIT_S
