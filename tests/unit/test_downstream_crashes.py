@@ -14,8 +14,8 @@ from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
 from hypermux.core.recording import Encoder, parse_line
 from hypermux.downstream.journal import Journal
+from hypermux.downstream.memory import MemoryStorage
 from hypermux.downstream.reading import JournalReader, resolve_cursor
-from hypermux.downstream.storage import MemoryStorage
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Cursor, Event, Gap, Item, StateChange
 

@@ -16,9 +16,10 @@ from hypermux.config.settings import JournalSettings
 from hypermux.core.recording import Encoder
 from hypermux.core.segments import segment_name, sources_name
 from hypermux.downstream.journal import LOCK, Journal
+from hypermux.downstream.memory import MemoryStorage
 from hypermux.downstream.opening import MANIFEST
 from hypermux.downstream.reading import JournalReader
-from hypermux.downstream.storage import DiskStorage, MemoryStorage, Storage, write_all
+from hypermux.downstream.storage import DiskStorage, Storage, write_all
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DamagedData, DiskFault, Unreachable
 from hypermux.model.records import Event, StateChange

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from hypermux.core.segments import Epoch, segment_name
 from hypermux.downstream.horizon import Position
+from hypermux.downstream.memory import MemoryStorage
 from hypermux.downstream.reading import JournalReader, locate, resolve_cursor
-from hypermux.downstream.storage import MemoryStorage
 from hypermux.model.errors import DamagedData, DiskFault
 from hypermux.model.records import Cursor
 

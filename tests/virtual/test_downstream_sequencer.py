@@ -18,8 +18,8 @@ from hypermux.core.intake import ITEM_OVERHEAD, Budget
 from hypermux.core.merging import Merger
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.journal import Journal
+from hypermux.downstream.memory import MemoryStorage
 from hypermux.downstream.sequencer import Inbox, Sequencer
-from hypermux.downstream.storage import MemoryStorage
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DiskFault
 from hypermux.model.records import Event, Gap, Item, StateChange

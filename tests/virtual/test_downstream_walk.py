@@ -15,8 +15,8 @@ from hypermux.core.coverage import Coverage
 from hypermux.core.recording import Encoder
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.journal import Journal
+from hypermux.downstream.memory import MemoryStorage
 from hypermux.downstream.reading import JournalReader
-from hypermux.downstream.storage import MemoryStorage
 from hypermux.downstream.walk import Walk
 from hypermux.model.records import Checkpoint
 

@@ -29,7 +29,7 @@ from hypermux.config.settings import (
     Source,
 )
 from hypermux.core.clock import StreamClock
-from hypermux.downstream.storage import MemoryStorage
+from hypermux.downstream.memory import MemoryStorage
 from hypermux.emulator import router as emulator
 from hypermux.emulator.connection import Goodbye
 from hypermux.model.accounts import Cap, CredentialSource, Endpoint, SourceId, Tls
