@@ -48,24 +48,33 @@ from util_lib.mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "hypermux" / "core"
+_LIMITS = (
+    "unit/test_core_limiter.py",
+    "unit/test_core_limiter_changes.py",
+    "unit/test_core_limiter_properties.py",
+)
 # The tests that know a module, each a file under tests/.
 TESTS: Mapping[str, tuple[str, ...]] = {
     "backoff": ("unit/test_core_backoff.py", "unit/test_core_lifecycle.py"),
-    "bounds": ("unit/test_core_bounds.py", "unit/test_core_merging.py"),
-    "lifecycle": ("unit/test_core_lifecycle.py", "virtual/test_upstream_connection.py"),
-    "limiter": ("unit/test_core_limiter.py", "virtual/test_upstream_gate.py"),
+    "bounds": ("unit/test_core_bounds.py",),
+    "lifecycle": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
+    "limiter": (*_LIMITS, "virtual/test_upstream_gate.py"),
     "merging": ("unit/test_core_merging.py",),
     "overlap": ("unit/test_core_overlap.py", "unit/test_core_overlap_model.py"),
-    "rates": ("unit/test_core_rates.py", "unit/test_core_limiter.py"),
+    "rates": _LIMITS,
     "resume": ("unit/test_core_resume.py", "virtual/test_upstream_docker.py"),
     "rotation": ("unit/test_core_rotation.py",),
-    "skew": ("unit/test_core_skew.py", "unit/test_core_merging.py"),
-    "turns": ("unit/test_core_turns.py", "unit/test_core_limiter.py"),
-    "verdicts": ("unit/test_core_verdicts.py", "unit/test_core_lifecycle.py"),
+    "skew": ("unit/test_core_skew.py",),
+    "turns": _LIMITS,
+    "verdicts": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
+    "yielding": _LIMITS,
 }
-# Beyond what the same tests took unharmed, traced: a machine that others use as well.
-PATIENCE = 5.0
-PATIENCE_S = 10.0
+# How much longer than the same tests took unharmed and traced, which alone takes a few times as
+# long. It is counted in processor time: others may use the machine too.
+PATIENCE = 2.0
+PATIENCE_S = 2.0
+# For a test that waits for what never comes.
+IDLE_S = 60.0
 # A fault can make a list grow without end. The whole of a test process is far below.
 MEMORY = 2 << 30
 
@@ -126,13 +135,13 @@ class Watch:
         def calls(frame: FrameType, event: str, arg: object) -> Any:
             return within if frame.f_code.co_filename == path else None
 
-        start = time.perf_counter()
+        start = time.process_time()
         sys.settrace(calls)
         try:
             return (yield)
         finally:
             sys.settrace(None)
-            reach.seconds = time.perf_counter() - start
+            reach.seconds = time.process_time() - start
 
 
 class Only:
@@ -197,6 +206,7 @@ class Module:
         self.files = [f"tests/{file}" for file in TESTS[name] if (ROOT / "tests" / file).exists()]
         self.mutants = mutants(self.source)
         self.reached: dict[str, Reach] = {}
+        self.equivalents = equivalents.listed(name)
 
     def look(self) -> str | None:
         """Run the tests as they are; return what they print when they fail."""
@@ -230,8 +240,7 @@ class Module:
 
     def reason(self, mutant: Mutant) -> str | None:
         """Return why a mutant changes nothing, as far as that is known."""
-        was, becomes = mutant.changes(self.source)
-        return equivalents.reason(self.name, was, becomes)
+        return self.equivalents.get((mutant.where, *mutant.changes(self.source)))
 
     def start(self, mutant: Mutant, names: Sequence[str], seconds: float, output: int) -> int:
         """Run tests against a mutant; return the process."""
@@ -269,11 +278,11 @@ def judge(module: Module, chosen: Sequence[Mutant], workers: int) -> list[Outcom
                 if not names:
                     outcomes.append(Outcome(mutant, False, "no test runs this line"))
                     continue
-                took = sum(module.reached[name].seconds for name in names)
-                seconds = took * PATIENCE + PATIENCE_S
+                seconds = PATIENCE_S + PATIENCE * sum(
+                    module.reached[name].seconds for name in names
+                )
                 pid = module.start(mutant, names, seconds, output.fileno())
-                # Others use the processor too; the limit on processor time comes first.
-                running[pid] = Running(mutant, time.monotonic() + 4 * seconds)
+                running[pid] = Running(mutant, time.monotonic() + 4 * seconds + IDLE_S)
             time.sleep(0.01)
             before = len(outcomes)
             for pid, run in list(running.items()):
@@ -317,10 +326,9 @@ def report(module: Module, outcomes: Sequence[Outcome]) -> float:
             print(f"  {place}: is listed as equivalent, but {outcome.how}: {becomes}")
         elif known is None and not outcome.noticed:
             print(f"  {place}: {mutant.kind}: {outcome.how}\n    - {was}\n    + {becomes}")
-    changes = {mutant.changes(module.source) for mutant in module.mutants}
-    for line, text in equivalents.listed(module.name):
-        if (line, text) not in changes:
-            print(f"  listed as equivalent, but there is no such mutant: {line} -> {text}")
+    changes = {(mutant.where, *mutant.changes(module.source)) for mutant in module.mutants}
+    for where, line, text in sorted(module.equivalents.keys() - changes):
+        print(f"  listed as equivalent, but there is no such mutant: {where}: {line} -> {text}")
     sys.stdout.flush()
     return percent
 

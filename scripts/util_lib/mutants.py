@@ -80,6 +80,8 @@ class Mutant:
     # Lines of which a test must have run one to be able to notice; None: it acts at import.
     lines: range | None
     line: int
+    # The function or class that it is in, with dots; empty: none.
+    where: str
 
     def apply(self, source: str) -> str:
         """Return the source with the fault."""
@@ -118,6 +120,7 @@ class _Finder:
     def __init__(self, source: str) -> None:
         self._data = source.encode()
         self._tree = ast.parse(source)
+        self._where: list[str] = []
         self._starts = [0]
         for line in self._data.splitlines(keepends=True):
             self._starts.append(self._starts[-1] + len(line))
@@ -145,18 +148,23 @@ class _Finder:
         place = start + gap.index(token.encode())
         return place, place + len(token)
 
+    def _mutant(self, kind: str, span: Span, text: str, lines: range | None, line: int) -> Mutant:
+        return Mutant(kind, span, text, lines, line, ".".join(self._where))
+
     # -- statements
 
     def _statement(self, node: ast.stmt, *, inside: bool) -> Iterator[Mutant]:
         """`inside` a function: it runs when a test runs it; otherwise when it is imported."""
         if isinstance(node, ast.Import | ast.ImportFrom):
             return
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from self._function(node)
-            return
-        if isinstance(node, ast.ClassDef):
-            for statement in node.body:
-                yield from self._statement(statement, inside=inside)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            self._where.append(node.name)
+            if isinstance(node, ast.ClassDef):
+                for statement in node.body:
+                    yield from self._statement(statement, inside=inside)
+            else:
+                yield from self._function(node)
+            self._where.pop()
             return
         if self._is_left_alone(node):
             return
@@ -189,7 +197,7 @@ class _Finder:
             start, end = self._span(body[0])[0], self._span(body[-1])[1]
             text = "return" if node.name == "__init__" else "return None"
             if node.name != "__init__" and not _yields(node):
-                yield Mutant("body", (start, end), text, self._lines(body[0]), body[0].lineno)
+                yield self._mutant("body", (start, end), text, self._lines(body[0]), body[0].lineno)
         for statement in body:
             yield from self._statement(statement, inside=True)
 
@@ -214,22 +222,22 @@ class _Finder:
             and not to_names
             and not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
         ):
-            yield Mutant("drop", self._span(node), "pass", lines, node.lineno)
+            yield self._mutant("drop", self._span(node), "pass", lines, node.lineno)
         if isinstance(node, ast.Continue):
-            yield Mutant("loop", self._span(node), "break", lines, node.lineno)
+            yield self._mutant("loop", self._span(node), "break", lines, node.lineno)
         elif isinstance(node, ast.Break):
-            yield Mutant("loop", self._span(node), "continue", lines, node.lineno)
+            yield self._mutant("loop", self._span(node), "continue", lines, node.lineno)
         elif isinstance(node, ast.Return):
             value = node.value
             if value is None:
-                yield Mutant("drop", self._span(node), "pass", lines, node.lineno)
+                yield self._mutant("drop", self._span(node), "pass", lines, node.lineno)
             elif not (isinstance(value, ast.Constant) and value.value is None):
-                yield Mutant("return", self._span(value), "None", lines, node.lineno)
+                yield self._mutant("return", self._span(value), "None", lines, node.lineno)
         elif isinstance(node, ast.AugAssign) and type(node.op) in _OPERATORS:
             token = {"-": "+", "+": "-"}.get(_OPERATORS[type(node.op)])
             if token is not None:
                 span = self._between(node.target, node.value, token)
-                yield Mutant("operator", span, _OPERATORS[type(node.op)], lines, node.lineno)
+                yield self._mutant("operator", span, _OPERATORS[type(node.op)], lines, node.lineno)
 
     # -- expressions
 
@@ -247,7 +255,7 @@ class _Finder:
             waiting += ast.iter_child_nodes(node)
             if isinstance(node, ast.expr):
                 for kind, span, text in self._expression(node):
-                    yield Mutant(kind, span, text, lines, node.lineno)
+                    yield self._mutant(kind, span, text, lines, node.lineno)
             if isinstance(node, ast.IfExp):
                 yield from self._negate(node.test, lines)
             elif isinstance(node, ast.comprehension):
@@ -287,7 +295,7 @@ class _Finder:
         negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
         if not (single or negated or isinstance(test, ast.Constant)):
             text = f"not ({self._text(test)})"
-            yield Mutant("condition", self._span(test), text, lines, test.lineno)
+            yield self._mutant("condition", self._span(test), text, lines, test.lineno)
 
     @staticmethod
     def _lines(node: ast.stmt) -> range:

@@ -123,6 +123,7 @@ def test_the_same_sample_again_counts_from_then_on() -> None:
 
 def test_it_wants_what_can_change_something() -> None:
     skew = Skew()
+    assert skew.due_ns == 0
     feed(skew, 20 * MS, times=4)
     assert skew.due_ns == 0  # unsettled
     assert skew.wants(3 * S, NOW)
