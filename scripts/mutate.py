@@ -43,7 +43,7 @@ import hypothesis
 import pytest
 import trio.testing  # noqa: F401  (loaded once, before the forks)
 from attrs import define, field, frozen
-from util_lib import equivalents
+from util_lib.equivalents import EQUIVALENTS
 from util_lib.mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "lifecycle": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
     "limiter": (*_LIMITS, "virtual/test_upstream_gate.py"),
     "merging": ("unit/test_core_merging.py",),
-    "overlap": ("unit/test_core_overlap.py", "unit/test_core_overlap_model.py"),
+    "overlap": ("unit/test_core_overlap.py",),
     "rates": _LIMITS,
     "resume": ("unit/test_core_resume.py", "virtual/test_upstream_docker.py"),
     "rotation": ("unit/test_core_rotation.py",),
@@ -206,7 +206,7 @@ class Module:
         self.files = [f"tests/{file}" for file in TESTS[name] if (ROOT / "tests" / file).exists()]
         self.mutants = mutants(self.source)
         self.reached: dict[str, Reach] = {}
-        self.equivalents = equivalents.listed(name)
+        self.equivalents = EQUIVALENTS.get(name, ())
 
     def look(self) -> str | None:
         """Run the tests as they are; return what they print when they fail."""
@@ -240,7 +240,8 @@ class Module:
 
     def reason(self, mutant: Mutant) -> str | None:
         """Return why a mutant changes nothing, as far as that is known."""
-        return self.equivalents.get((mutant.where, *mutant.changes(self.source)))
+        change = mutant.where, *mutant.changes(self.source)
+        return next((same.reason for same in self.equivalents if same.covers(*change)), None)
 
     def start(self, mutant: Mutant, names: Sequence[str], seconds: float, output: int) -> int:
         """Run tests against a mutant; return the process."""
@@ -326,9 +327,11 @@ def report(module: Module, outcomes: Sequence[Outcome]) -> float:
             print(f"  {place}: is listed as equivalent, but {outcome.how}: {becomes}")
         elif known is None and not outcome.noticed:
             print(f"  {place}: {mutant.kind}: {outcome.how}\n    - {was}\n    + {becomes}")
-    changes = {(mutant.where, *mutant.changes(module.source)) for mutant in module.mutants}
-    for where, line, text in sorted(module.equivalents.keys() - changes):
-        print(f"  listed as equivalent, but there is no such mutant: {where}: {line} -> {text}")
+    changes = [(mutant.where, *mutant.changes(module.source)) for mutant in module.mutants]
+    for same in module.equivalents:
+        found = sum(same.covers(*change) for change in changes)
+        if found < len(same.mutants):
+            print(f"  of those listed as equivalent some do not exist: {same.where}: {same.part}")
     sys.stdout.flush()
     return percent
 

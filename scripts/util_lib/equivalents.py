@@ -1,7 +1,7 @@
 """Mutants that change nothing that anybody can see, and why: `scripts/mutate` does not count them.
 
-By module: the line as it is, what mutants make of it, and the reason. Lines stand without their
-indentation and comment. An entry whose line has changed no longer matches: its mutants count again.
+By module: where it is, the part of the line concerned, what mutants make of it, and the reason. An
+entry whose line has changed no longer matches: its mutants count again, and the tool says so.
 """
 
 from __future__ import annotations
@@ -16,9 +16,17 @@ class Same:
     """Mutants of one line that are the same as the line, to everybody outside."""
 
     where: str  # the function or class, with dots; empty: the module
-    line: str
-    mutants: Sequence[str]
+    part: str  # of the line; comments are not looked at
+    mutants: Sequence[str]  # what becomes of the part
     reason: str
+
+    def covers(self, where: str, line: str, becomes: str) -> bool:
+        """Whether a mutant is one of these."""
+        return (
+            where == self.where
+            and self.part in line
+            and any(line.replace(self.part, mutant, 1) == becomes for mutant in self.mutants)
+        )
 
 
 EQUIVALENTS: Mapping[str, Sequence[Same]] = {
@@ -28,6 +36,72 @@ EQUIVALENTS: Mapping[str, Sequence[Same]] = {
             "_MAX_DOUBLINGS = 64",
             ["_MAX_DOUBLINGS = 63", "_MAX_DOUBLINGS = 65"],
             "it only keeps 2.0 ** n from overflowing; every delay is capped far below",
+        ),
+    ],
+    "bounds": [
+        Same(
+            "",
+            "FRESH_NS = -1",
+            ["FRESH_NS = -2"],
+            "any time before 1970 will do: it lies below every last `at`",
+        ),
+        Same(
+            "",
+            "NEVER_NS = 0",
+            ["NEVER_NS = -1", "NEVER_NS = 1"],
+            "no event is that old; less the window it lies below every last `at`",
+        ),
+        Same(
+            "Lane.__init__",
+            "self.entry = 0",
+            ["pass", "self.entry = -1", "self.entry = 1"],
+            "it is set when a lane is first entered, and not asked before",
+        ),
+        Same(
+            "Bounds.__init__",
+            "self._numbers = 0",
+            ["self._numbers = 1"],
+            "numbers only differ from each other",
+        ),
+        Same(
+            "Bounds._enter",
+            "self._numbers += 1",
+            ["self._numbers -= 1", "self._numbers += 2"],
+            "numbers only differ from each other",
+        ),
+        Same(
+            "Bounds.closed",
+            "lane.entry = 0",
+            ["lane.entry = -1"],
+            "any number will do that no entry has",
+        ),
+        Same(
+            "Bounds.lowest",
+            "*calm[0][1:3]) < fixed[0][:3]",
+            [
+                "*calm[0][1:4]) < fixed[0][:3]",
+                "*calm[0][1:3]) <= fixed[0][:3]",
+                "*calm[0][1:3]) < fixed[0][:4]",
+            ],
+            "the two are never alike as far as the name: one source has one valid entry",
+        ),
+        Same(
+            "Bounds.lowest",
+            "heapq.heappop(calm)",
+            ["pass"],
+            "of the second one: entering the lane anew makes that entry invalid",
+        ),
+        Same(
+            "Bounds.lowest",
+            "heapq.heappop(fixed)",
+            ["pass"],
+            "of the second one: entering the lane anew makes that entry invalid",
+        ),
+        Same(
+            "Bounds._is_calm",
+            "lane.last_at_ns <= self.drained_ns",
+            ["lane.last_at_ns < self.drained_ns"],
+            "where both are the same, the bound is the same in either heap",
         ),
     ],
     "skew": [
@@ -45,30 +119,21 @@ EQUIVALENTS: Mapping[str, Sequence[Same]] = {
         ),
         Same(
             "Skew.wants",
-            "return delay_ns < self.low_ns or received_ns >= self.due_ns",
-            ["return delay_ns <= self.low_ns or received_ns >= self.due_ns"],
+            "delay_ns < self.low_ns",
+            ["delay_ns <= self.low_ns"],
             "an event like the least of its bucket puts the same entry in the place of itself",
         ),
         Same(
             "Skew.observe",
-            "while lows and lows[-1][1] >= delay_ns:",
-            ["while lows and lows[-1][1] > delay_ns:"],
+            "lows[-1][1] >= delay_ns",
+            ["lows[-1][1] > delay_ns"],
             "of two like samples the later one lasts longer, whether the earlier one goes or stays",
         ),
         Same(
             "Skew.observe",
-            "if target > self.applied_ns and not settled and abs(target) <= CERTAIN_NS:",
-            ["if target >= self.applied_ns and not settled and abs(target) <= CERTAIN_NS:"],
+            "target > self.applied_ns",
+            ["target >= self.applied_ns"],
             "applying what is applied changes nothing and says so",
         ),
     ],
 }
-
-
-def listed(module: str) -> Mapping[tuple[str, str, str], str]:
-    """Return the reason for each (where, line, mutant) of a module that is listed."""
-    return {
-        (same.where, same.line, mutant): same.reason
-        for same in EQUIVALENTS.get(module, ())
-        for mutant in same.mutants
-    }
