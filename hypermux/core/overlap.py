@@ -154,7 +154,6 @@ class _Lead:
         """The other one brings nothing more: there is nothing to compare with."""
         self._closed = True
         self.counts.clear()
-        self._weight = 0
 
     def _forget(self) -> None:
         """Forget the oldest, down to half of the limit: rarely, since it walks over them."""

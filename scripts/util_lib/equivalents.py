@@ -104,6 +104,11 @@ EQUIVALENTS: Mapping[str, Sequence[Same]] = {
             "where both are the same, the bound is the same in either heap",
         ),
     ],
+    "overlap": [
+        Same(
+            "_Lead._forget", "break", ["continue"], "the condition stays true: it looks on in vain"
+        ),
+    ],
     "skew": [
         Same(
             "Skew.__init__",

@@ -169,14 +169,41 @@ def test_what_the_other_has_caught_up_with_weighs_nothing() -> None:
     assert both.out == "abcd" * 10
 
 
+def test_the_last_byte_that_is_not_too_much() -> None:
+    for bound, doubled in ((4 * WEIGHT, ""), (4 * WEIGHT - 1, "abc")):
+        both = Both(counted_bytes=bound)
+        both.release()
+        both.old("abcd")
+        both.new("abcd")
+        assert both.out == "abcd" + doubled
+
+
 def test_an_end_makes_room() -> None:
-    both = Both(counted_bytes=4 * WEIGHT)
+    both = Both()
     both.release()
-    both.new("abcd")
+    both.new("ab")
     both.old_ended()
-    both.new("efgh")
-    both.old("efgh")  # nothing should come; if it does, it goes on
-    assert both.out == "abcdefghefgh"
+    both.new("cd")
+    assert not both.overlap._new.counts
+    both = Both()
+    both.old("ab")
+    both.overlap.new_ended()
+    both.old("cd")
+    assert not both.overlap._old.counts
+
+
+def test_eight_mebibytes_are_held_and_sixteen_counted() -> None:
+    messages = [bytes([number]) * (1 << 20) for number in range(16)]
+    overlap = Overlap()
+    assert overlap.new(messages[:7]) == []
+    assert overlap.new(messages[7:8]) == messages[:8]
+    assert not overlap.holding
+    for count, known in ((15, 15), (16, 7)):
+        overlap = Overlap()
+        overlap.release()
+        overlap.old(messages[:count])
+        overlap.new(messages)
+        assert overlap.duplicates == known
 
 
 def test_what_went_on_is_a_list_of_its_own_or_the_very_batch() -> None:
