@@ -119,7 +119,7 @@ def add(
     settings = accounts_file.load(main, pending={file: text})
     _write(file, text, like=main)
     click.echo(f"wrote {file}")
-    _say_restart(settings.socket.path)
+    _say_reload(settings.socket.path)
 
 
 @command.command("remove")
@@ -151,7 +151,7 @@ def remove(name: str, config: Path | None) -> None:
         raise DiskFault(f"cannot remove {file}: {error.strerror}") from None
     click.echo(f"removed {file}")
     try:
-        _say_restart(accounts_file.load(main).socket.path)
+        _say_reload(accounts_file.load(main).socket.path)
     except ConfigurationFault as fault:
         click.echo(f"the configuration has other problems:\n{fault}", err=True)
 
@@ -205,7 +205,7 @@ def _give(path: Path, owner: os.stat_result) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def _say_restart(path: Path) -> None:
+def _say_reload(path: Path) -> None:
     """Tell what makes the change count."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_ANSWER_S)
@@ -216,5 +216,4 @@ def _say_restart(path: Path) -> None:
             return
         except OSError:
             pass  # not for us to connect to, or busy: somebody is there
-    # There is no `hypermux reload` yet: its name alone would mislead.
-    click.echo("hypermux is running: restart it to take this up (`reload` comes next).")
+    click.echo("hypermux is running: `hypermux reload` makes it take this up.")

@@ -21,6 +21,8 @@ COMMANDS = {
     "run": "Hold all connections and write the one stream (the service).",
     "watch": "The same in the foreground, records on the terminal.",
     "tail": "Read the stream of a running service, from any point.",
+    "status": "Show how a running service and its sources fare.",
+    "reload": "Have a running service take up a changed configuration.",
     "check": "Check a configuration and say what running it means.",
     "accounts": "Add, list and remove accounts.",
     "sign": "Print a signed request without sending it.",

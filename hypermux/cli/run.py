@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import trio
 from hypermux.cli.logs import configure
 from hypermux.cli.running import run_service
 from hypermux.config import accounts_file
+from hypermux.config.settings import Settings
 from hypermux.model.errors import UsageFault
 
 log = logging.getLogger("hypermux.run")
@@ -21,11 +23,19 @@ log = logging.getLogger("hypermux.run")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["auto", "human", "json"]))
 def command(config: Path | None, log_level: str | None, log_format: str | None) -> None:
-    """Hold a connection for every account and region; write the one stream."""
+    """Hold a connection for every account and region; write the one stream.
+
+    SIGTERM and Ctrl-C drain it. SIGHUP, or `hypermux reload`, has it read the accounts file and
+    the keys again.
+    """
     settings = accounts_file.load(accounts_file.locate(config))
-    configure(log_level or settings.log.level, log_format or settings.log.format)  # type: ignore[arg-type]
+
+    def log_as_told(settings: Settings) -> None:
+        configure(log_level or settings.log.level, log_format or settings.log.format)  # type: ignore[arg-type]
+
+    log_as_told(settings)
     for warning in settings.warnings:
         log.warning("%s", warning)
     if not settings.sources:
         raise UsageFault(f"{settings.file} has no enabled account")
-    trio.run(run_service, settings)
+    trio.run(partial(run_service, settings, on_reload=log_as_told))

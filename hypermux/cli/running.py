@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
 import trio
@@ -27,7 +29,6 @@ from hypermux.upstream.connection import Observer
 log = logging.getLogger("hypermux.run")
 
 EXIT_UNDELIVERED = 75
-# A closed terminal ends a program no less than Ctrl-C does.
 _SIGNALS = (signal.SIGINT, signal.SIGHUP)
 
 
@@ -39,27 +40,51 @@ async def run_service(
     serve_socket: bool = True,
     shutdown: trio.Event | None = None,
     at_exit: Callable[[], None] = lambda: None,
+    on_reload: Callable[[Settings], None] | None = None,
 ) -> None:
-    """Run a service until SIGINT, SIGTERM, SIGHUP or `shutdown`, then drain it.
+    """Run a service until SIGINT, SIGTERM or `shutdown`, then drain it.
 
-    `at_exit` is called before the process ends without draining.
+    SIGHUP reloads it when there is an `on_reload`, which is told the new settings; without one it
+    is a closed terminal, and ends the program no less than Ctrl-C does. `at_exit` is called before
+    the process ends without draining.
     """
     raise_open_files()
     if shutdown is None:
         shutdown = trio.Event()
-    service = Service(settings, Seams.real(settings), observer or LoggedObserver())
+    service = Service(
+        settings,
+        Seams.real(settings),
+        observer or LoggedObserver(),
+        on_reload or (lambda _: None),
+    )
+    # One that waits stands for all that come before it is heeded: it reads what is there then.
+    hang_up, hang_ups = trio.open_memory_channel[None](1)
     async with trio.open_nursery() as nursery:
-        await nursery.start(_obey_signals, shutdown, at_exit)
-        await service.run(shutdown, readers=readers, serve_socket=serve_socket)
-        nursery.cancel_scope.cancel()
+
+        async def run(*, task_status: trio.TaskStatus[Service]) -> None:
+            await service.run(
+                shutdown, readers=readers, serve_socket=serve_socket, task_status=task_status
+            )
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(
+            partial(_obey_signals, shutdown, at_exit, None if on_reload is None else hang_up)
+        )
+        await nursery.start(run)
+        async for _ in hang_ups:
+            await service.reload("SIGHUP")
 
 
 async def _obey_signals(
     shutdown: trio.Event,
     at_exit: Callable[[], None],
+    hang_up: trio.MemorySendChannel[None] | None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Set `shutdown` at the first signal; end the process at the second, or when draining hangs."""
+    """Set `shutdown` at the first signal; end the process at the second, or when draining hangs.
+
+    With `hang_up` SIGHUP goes there instead.
+    """
     # What whoever started us chose to ignore stays ignored (nohup, a script's background job).
     heeded = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
     with trio.open_signal_receiver(signal.SIGTERM, *heeded) as signals:
@@ -67,6 +92,10 @@ async def _obey_signals(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_overdue, shutdown, at_exit)
             async for number in signals:
+                if number == signal.SIGHUP and hang_up is not None:
+                    with contextlib.suppress(trio.WouldBlock):
+                        hang_up.send_nowait(None)
+                    continue
                 if shutdown.is_set():
                     _end_at_once("second signal", at_exit)
                 log.info("%s: draining; once more ends at once", signal.Signals(number).name)

@@ -15,12 +15,12 @@ import click
 
 from hypermux.cli.filtering import read_filters
 from hypermux.cli.printing import make_formatter, notice, printing_options
-from hypermux.config import accounts_file
+from hypermux.cli.sockets import find_socket, socket_options
 from hypermux.config.units import UnitError, parse_duration
 from hypermux.core.lines import moment_ns
 from hypermux.downstream.console import Color, Output, Printer, StdoutWriter
 from hypermux.downstream.follow import follow
-from hypermux.model.errors import ConfigurationFault, UsageFault
+from hypermux.model.errors import UsageFault
 from hypermux.model.records import Cursor, Kind
 
 # Checkpoints are for programs that keep cursors; the other forms have nothing to show of them,
@@ -30,8 +30,7 @@ _SHOWN_RAW = [Kind.EVENT, Kind.GAP, Kind.UNPARSED]
 
 
 @click.command("tail")
-@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="Where to connect.")
-@click.option("-c", "--config", type=click.Path(path_type=Path), help="Take the socket from there.")
+@socket_options
 @click.option("--after", metavar="CURSOR|start", help="Begin behind EPOCH:SEQ, or at the start.")
 @click.option("--since", metavar="TIME", help="From a time on: RFC 3339, seconds, or 10min back.")
 @click.option("--until", metavar="TIME", help="Up to a time, likewise; ends there.")
@@ -86,7 +85,7 @@ def command(
         request["limit"] = limit
     if no_follow:
         request["follow"] = False
-    print_records(socket_path or _find_socket(config), request, formatter)
+    print_records(socket_path or find_socket(config), request, formatter)
 
 
 def print_records(path: Path, request: Mapping[str, Any], printer: Printer) -> None:
@@ -142,17 +141,3 @@ def _moment(option: str, text: str) -> str:
     if moment < 0:
         raise UsageFault(f"--{option}: {form}, or as a duration back from now, 10min")
     return f"{moment // 10**9}.{moment % 10**9:09d}"
-
-
-def _find_socket(config: Path | None) -> Path:
-    """Return the socket that a configuration names, or the usual one."""
-    path = config or accounts_file.find()
-    if path is not None:
-        try:
-            return accounts_file.load(path).socket.path
-        except (ConfigurationFault, OSError):
-            # A reader need not be able to read the service's secrets; only a file that was
-            # asked for has to be right.
-            if config is not None:
-                raise
-    return accounts_file.default_socket_path()

@@ -60,15 +60,41 @@ def weigh(items: list[Item]) -> int:
 
 
 @define(eq=False)
+class Tally:
+    """What a durable batch recorded of one source: its weight in the buffer, and what it was."""
+
+    weight: int = 0
+    events: int = 0
+    unparsed: int = 0
+    gaps: int = 0
+    gap_ns: int = 0
+
+    def add(self, item: Item) -> None:
+        """Count one item."""
+        self.weight += weigh_one(item)
+        if isinstance(item, Event):
+            self.events += 1
+        elif isinstance(item, Unparsed):
+            self.events += 1
+            self.unparsed += 1
+        elif isinstance(item, Gap):
+            self.gaps += 1
+            self.gap_ns += item.to_ns - item.from_ns
+
+
+@define(eq=False)
 class Share:
     """One source's part of the buffer, and its overflow episode while there is one.
 
-    `received` counts events, those `lost` included.
+    `received` counts events: at all times it is recorded + lost + in_flight. `recorded` sums up
+    what the journal has of this run.
     """
 
     used: int = 0
     received: int = 0
     lost: int = 0
+    in_flight: int = 0
+    recorded: Tally = field(factory=Tally)
     episode_from_ns: int | None = None
     episode_lost: int = 0
 
@@ -127,14 +153,22 @@ class Budget:
         self._take(share, weight)
         if lost < events and (gap := self._end(source, received_ns)) is not None:
             kept = [gap, *kept]
+        share.in_flight += events - lost
         if lost:
             share.overflow(lost, received_ns)
             self._overflowing[source] = share
         return kept
 
-    def release(self, source: SourceId, weight: int) -> None:
-        """Give back what a durable batch held."""
-        self._take(self.shares[source], -weight)
+    def recorded(self, source: SourceId, tally: Tally) -> None:
+        """Give back what a durable batch held, and count it."""
+        share = self.shares[source]
+        self._take(share, -tally.weight)
+        share.in_flight -= tally.events
+        total = share.recorded
+        total.events += tally.events
+        total.unparsed += tally.unparsed
+        total.gaps += tally.gaps
+        total.gap_ns += tally.gap_ns
 
     def end_episodes(self, now_ns: int, *, all_of_them: bool) -> list[tuple[SourceId, Gap]]:
         """Return the gaps of the episodes that are over: of half-empty shares, or all."""

@@ -112,6 +112,10 @@ class Lifecycle:
     _proven: bool = field(default=False, init=False)  # has been healthy as it is configured
     _patience: int = field(default=PATIENCE, init=False)
 
+    def retime(self, min_s: float, max_s: float, reset_after_s: float) -> None:
+        """Go by other times from now on; a pause that has begun keeps its length."""
+        self._min_s, self._max_s, self._reset_after_s = min_s, max_s, reset_after_s
+
     def waiting(self, now: float) -> None:
         """Wait for a permit: a pause is over."""
         self._enter(State.WAITING, now)

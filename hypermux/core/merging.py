@@ -243,6 +243,11 @@ class Merger(Generic[T]):
         self._retimed.clear()
         return changes
 
+    def offset_ns(self, source: SourceId) -> int:
+        """Return what is added to a source's times at present."""
+        lane = self._lanes.get(source)
+        return 0 if lane is None else lane.skew.applied_ns
+
     def guess_offset(self, source: SourceId, offset_ns: int) -> None:
         """Take a source's offset from an HTTP `Date`; live events know better."""
         lane = self._find(source)

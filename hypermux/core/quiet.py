@@ -61,3 +61,13 @@ class Quiet:
         self.due_s = now + self.within_s
         was, self.quiet = self.quiet, True
         return not was
+
+    def retime(self, within_s: float, now: float, *, connected: bool) -> None:
+        """Go by another patience; the time without a message that was counted counts on."""
+        left_s = self.due_s - now if self.due_s < inf else self._left_s
+        silent_s = self.within_s - left_s if self.within_s < inf else 0.0
+        self.within_s = within_s
+        self._left_s = max(0.0, within_s - silent_s)
+        self.due_s = now + self._left_s if connected else inf
+        if within_s == inf:
+            self.quiet = False

@@ -59,6 +59,10 @@ class Rotation:
             self._old_s = now + self.rotate_after_s * (1.0 - SPREAD * self._rng.random())
         self.due_s = self._old_s
 
+    def retime(self, rotate_after_s: float | None, min_s: float, max_s: float) -> None:
+        """Go by other times, from the next connection on."""
+        self.rotate_after_s, self._min_s, self._max_s = rotate_after_s, min_s, max_s
+
     def renew(self, now: float) -> None:
         """Another credential is to be used: due now."""
         self.cause = "credential"

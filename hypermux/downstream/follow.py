@@ -58,7 +58,7 @@ class Stream:
             try:
                 sock.connect(str(path))
             except OSError as exc:
-                raise Unreachable(_no_service(path, exc)) from exc
+                raise Unreachable(no_service(path, exc)) from exc
             # A service that turns us away says why, and that can still be read.
             with contextlib.suppress(OSError):
                 sock.sendall(json.dumps(request, separators=(",", ":")).encode() + b"\n")
@@ -194,7 +194,8 @@ def _reopen(
             attempt += 1
 
 
-def _no_service(path: Path, error: OSError) -> str:
+def no_service(path: Path, error: OSError) -> str:
+    """Say why nothing could be reached at the socket, and what to do."""
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
         return (
             f"no hypermux serves {path}: start one with `hypermux run`, "

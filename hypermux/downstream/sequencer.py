@@ -19,7 +19,7 @@ import trio
 from attrs import define, field, frozen
 
 from hypermux.core.clock import StreamClock
-from hypermux.core.intake import Budget, weigh_one
+from hypermux.core.intake import ITEM_OVERHEAD, Budget, Tally
 from hypermux.core.merging import Merger, Released
 from hypermux.core.recording import Encoder
 from hypermux.downstream.horizon import Horizon, Position
@@ -145,6 +145,10 @@ class Inbox:
             self._arrived = trio.Event()
         return queue
 
+    def wake(self) -> None:
+        """Have a round made although nothing is queued."""
+        self._arrived.set()
+
     async def wait(self) -> None:
         """Return when something is queued or the inbox is closing."""
         await self._arrived.wait()
@@ -161,7 +165,8 @@ class Sequencer:
     clock: StreamClock
     run_sync: RunSync
     checkpoint_interval_s: float
-    opening: list[StateChange] = field(factory=list)
+    # What the service itself has to say, in this order; first of all that it runs.
+    told: list[StateChange] = field(factory=list)
     _encoder: Encoder = field(factory=Encoder)
     _checkpoint_at_s: float = 0.0
     _last_at_ns: int = 0
@@ -173,8 +178,7 @@ class Sequencer:
         """
         self._checkpoint_at_s = trio.current_time() + self.checkpoint_interval_s
         next_round_s = trio.current_time()
-        for change in self.opening:
-            await self._write_own(change)
+        await self._write_told()
         while not self.inbox.closing:
             with trio.move_on_at(self._next_wake_s()):
                 await self.inbox.wait()
@@ -185,11 +189,21 @@ class Sequencer:
             await _pass_by_all()
             pass_s = trio.current_time() - ended_s
             next_round_s = ended_s + min(max(ROUND_S, PACE * pass_s), MAX_ROUND_S)
+        await self._write_told()
         self._take_arrivals()
         await self._write(self.merger.flush())
         await self._write_own(StateChange("stop"))
         await self._write_own(Checkpoint(self.clock.now_ns()))
         self._show(await self.run_sync(self.journal.sync))
+
+    def tell(self, change: StateChange) -> None:
+        """Record what happened to the service itself, with the next round."""
+        self.told.append(change)
+        self.inbox.wake()
+
+    async def _write_told(self) -> None:
+        while self.told:
+            await self._write_own(self.told.pop(0))
 
     def _next_wake_s(self) -> float:
         wake = min(self._checkpoint_at_s, trio.current_time() + HEARTBEAT_S)
@@ -205,6 +219,7 @@ class Sequencer:
         if step_ns is not None:
             reason = f"the wall clock was stepped by {step_ns / 1e9:+.3f} s"
             await self._write_own(StateChange("clock", reason, offset_ns=step_ns))
+        await self._write_told()
         drained_ns = self.clock.now_ns()
         await _pass_by_all()
         self._take_arrivals()
@@ -275,7 +290,7 @@ class Sequencer:
         first_seq = seq = journal.next_seq
         durable: int | None = journal.durable_seq
         lines = []
-        weights: dict[SourceId, int] = {}
+        tallies: dict[SourceId, Tally] = {}
         for r in released:
             source, item = r.source, r.payload
             lines.append(
@@ -290,15 +305,22 @@ class Sequencer:
                 )
             )
             coverage.apply(source, item, r.at_ns)
-            weights[source] = weights.get(source, 0) + weigh_one(item)
+            tally = tallies.get(source)
+            if tally is None:
+                tally = tallies[source] = Tally()
+            if isinstance(item, Event):  # Tally.add(), inline
+                tally.events += 1
+                tally.weight += ITEM_OVERHEAD + len(item.raw)
+            else:
+                tally.add(item)
             durable = None
             seq += 1
         self._last_at_ns = max(self._last_at_ns, released[-1].at_ns)
         await self._commit_lines(b"".join(lines), first_seq, seq - 1, sources)
         for r in released if self.inbox.untold else ():
             self.inbox.untold.pop(id(r.payload), None)
-        for source, weight in weights.items():
-            self.inbox.budget.release(source, weight)
+        for source, tally in tallies.items():
+            self.inbox.budget.recorded(source, tally)
 
     async def _write_own(self, item: StateChange | Checkpoint) -> None:
         """Write a record of the service itself; it takes the place behind the last released one."""

@@ -95,6 +95,11 @@ class Subscribers:
         """Return the counts as they are now."""
         return Statistics(self._active, self._accepted, self._refused, self._stalled)
 
+    def change(self, settings: SocketSettings) -> None:
+        """Go on with another number of places and patience; path and mode stay as they are."""
+        self.settings = settings
+        self.http.stall_timeout_s = settings.stall_timeout_s
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until the horizon has ended and every reader has what remains.
 

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import trio
 from attrs import define, field
 
-from hypermux.config.settings import Source
+from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
 from hypermux.core.intake import Feed
@@ -29,6 +29,7 @@ from hypermux.core.rotation import Rotation
 from hypermux.core.verdicts import Judgement, Verdict, judge
 from hypermux.model.errors import Failure
 from hypermux.model.records import Gap, Item
+from hypermux.upstream.counters import Counters, Fall
 from hypermux.upstream.dialing import trust_of
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Keys, Link, Transport
@@ -60,7 +61,11 @@ class Observer(Protocol):
 
 @define(eq=False)
 class Connection:
-    """The task of one source. `outage` is what the journal knew when it began."""
+    """The task of one source. `outage` is what the journal knew when it began.
+
+    `ending` is the cause, and one plain sentence, that a source that is up is told down with when
+    the task is cancelled. `next_try_s` is when a pause ends, monotonic seconds.
+    """
 
     source: Source
     gate: Gate
@@ -74,10 +79,13 @@ class Connection:
     outage: Outage | None
     utc_ns: Callable[[], int]
     corrections: Corrections = field(factory=Corrections)
+    counters: Counters = field(factory=Counters)
     link: Link | None = None
     teller: Teller = field(init=False)
     quiet: Quiet = field(init=False)
     sieve: Sieve = field(init=False)
+    ending: tuple[str, str] = ("stopped", "hypermux stopped")
+    next_try_s: float | None = None
     _succession: Succession | None = None
     _parted: PartingCause | None = None  # why the link is ended by our own doing
     _parting: trio.Event = field(factory=trio.Event)
@@ -87,7 +95,7 @@ class Connection:
     def __attrs_post_init__(self) -> None:
         self.quiet = Quiet(self.source.expect_event_within_s)
         self.teller = Teller(self.feed, self.clock, self.outage)
-        self.sieve = Sieve(self.source, self.feed, self.clock)
+        self.sieve = Sieve(self.source, self.feed, self.clock, self.counters)
 
     async def run(self) -> None:
         """Keep the source connected until cancelled."""
@@ -131,11 +139,33 @@ class Connection:
             self._parting.set()
             self._changed.set()
 
+    def configure(self, source: Source) -> None:
+        """Go by another configuration: what is done with events at once, the rest when dialing."""
+        before, self.source = self.source, source
+        self.sieve = Sieve(source, self.feed, self.clock, self.counters)
+        if source.expect_event_within_s != before.expect_event_within_s:
+            connected = self.link is not None and self.link.open
+            within_s = source.expect_event_within_s
+            self.quiet.retime(within_s, trio.current_time(), connected=connected)
+            self._changed.set()
+
+    def retime(self, settings: ConnectionSettings) -> None:
+        """Go by other timings from the next failure or connection on."""
+        pauses = settings.backoff
+        self.lifecycle.retime(pauses.min_s, pauses.max_s, pauses.reset_after_s)
+        self.rotation.retime(settings.rotate_after_s, pauses.min_s, pauses.max_s)
+
+    @property
+    def held(self) -> int:
+        """How many messages wait for a succession to be decided."""
+        return 0 if self._succession is None else self._succession.held
+
     async def _pause(self, delay_s: float) -> bool:
         """Wait; returns whether it was cut short by `renew`."""
-        until_s = trio.current_time() + delay_s
+        until_s = self.next_try_s = trio.current_time() + delay_s
         while trio.current_time() < until_s and not self._hurried:
             await self._wait_for_change(until_s)
+        self.next_try_s = None
         return self._hurried
 
     async def _wait_for_change(self, until_s: float = inf) -> None:
@@ -245,7 +275,7 @@ class Connection:
         if new.ended.is_set() and not old.ended.is_set():
             self._replacement_failed(new)
             succession.new_ended()
-            self.sieve.counters.duplicate += succession.take_duplicates()
+            self.counters.duplicate += succession.take_duplicates()
             self._succession = None
             self.gate.release(self.source.id)
             return old
@@ -314,6 +344,7 @@ class Connection:
         return pause.delay_s, Rank.PROBE if self.given_up else Rank.LOST
 
     def _judge(self, link: Link) -> tuple[Judgement, Failure]:
+        """Return what the end of a link means; it is the source's last failure."""
         failure = link.failure
         assert failure is not None  # it has ended
         judgement = judge(
@@ -323,6 +354,7 @@ class Connection:
             signed_offset_ns=link.sign_offset_ns,
             opened=link.accepted is not None,
         )
+        self.counters.fall = Fall(self.clock.now_ns(), judgement)
         return judgement, failure
 
     def _heed(self, link: Link, judgement: Judgement, failure: Failure, *, denied: bool) -> None:
@@ -350,7 +382,7 @@ class Connection:
             # What was held is received, and goes on like anything else that was.
             self._take_in(self._succession.old_ended(trio.current_time()))
         if self.link is not None:  # otherwise it was never up
-            self.teller.drained(self.link, "stopped", "hypermux stopped")
+            self.teller.drained(self.link, *self.ending)
         self.lifecycle.stopped(trio.current_time())
 
     # Owner: what links tell, in plain calls.
@@ -378,7 +410,7 @@ class Connection:
 
     def link_heard(self, link: Link) -> None:
         """See `Owner`. A peer is healthy when it has been alive for long enough."""
-        link.heard_ns = self.clock.now_ns()
+        link.heard_ns = self.counters.heard_ns = self.clock.now_ns()
         if link is self.link:
             healthy_at = self.lifecycle.healthy_at()
             if healthy_at is not None and trio.current_time() >= healthy_at:
@@ -386,7 +418,7 @@ class Connection:
 
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """See `Owner`."""
-        self.sieve.counters.received += len(messages)
+        self.counters.received += len(messages)
         if self.quiet.within_s < inf and messages:
             self._heard_event()
         if self._succession is not None and self._succession.over(trio.current_time()):
@@ -425,7 +457,7 @@ class Connection:
         """Hand on what the succession let pass. What it holds counts as not yet read."""
         succession = self._succession
         assert succession is not None
-        self.sieve.counters.duplicate += succession.take_duplicates()
+        self.counters.duplicate += succession.take_duplicates()
         more = succession.old.more or succession.new.more or succession.holding
         self.sieve.hand_on(messages, more=more)
 

@@ -15,19 +15,7 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.decoding import decode_batch
 from hypermux.core.intake import Feed
 from hypermux.model.records import Event, Item, Unparsed
-
-
-@define
-class Counters:
-    """What a source did so far; received = handed on + filtered + duplicate + held.
-
-    `synthetic` were never received: an upstream's state implied them, and they were handed on.
-    """
-
-    received: int = 0
-    filtered: int = 0
-    duplicate: int = 0
-    synthetic: int = 0
+from hypermux.upstream.counters import Counters
 
 
 def reading(source: Source) -> Callable[[list[bytes]], list[Event | Unparsed]]:
@@ -51,8 +39,10 @@ class Sieve:
     def hand_on(self, messages: list[bytes], *, more: bool) -> None:
         """Decode messages and deliver what is not excluded."""
         items = self._kept(self._read(messages))
+        now_ns = self.clock.now_ns()
+        self.counters.handed_on(items, now_ns)
         # Also when nothing is left: `more` is news of its own.
-        self.feed.deliver(items, self.clock.now_ns(), more=more)
+        self.feed.deliver(items, now_ns, more=more)
 
     def replayed(self, messages: list[bytes]) -> list[Item]:
         """Return the items of messages that the upstream remembers."""

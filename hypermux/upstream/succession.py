@@ -29,9 +29,14 @@ class Succession:
     _duplicates: int = field(default=0, init=False)
 
     @property
+    def held(self) -> int:
+        """How many messages of the new link are held."""
+        return 0 if self._overlap is None else self._overlap.held
+
+    @property
     def holding(self) -> bool:
         """Whether messages of the new link are held."""
-        return self._overlap is not None and self._overlap.held > 0
+        return self.held > 0
 
     def asking(self) -> None:
         """The new link's request is about to be sent."""

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Mapping
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
+from hypermux.config.changes import Changes, SourceChange
 from hypermux.config.settings import ConnectionSettings, Settings, Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
@@ -16,8 +17,10 @@ from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.recollection import Recollection
 from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Credential, SourceId
+from hypermux.model.status import SourceStatus
 from hypermux.upstream.aside import Asides
 from hypermux.upstream.connection import Connection, Observer
+from hypermux.upstream.counters import Counters
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.docker_memory import Keeper, Memory
 from hypermux.upstream.gate import Gate
@@ -25,6 +28,7 @@ from hypermux.upstream.keys import KeyRing
 from hypermux.upstream.link import Transport
 from hypermux.upstream.pacing import PacedDialer
 from hypermux.upstream.sifting import reading
+from hypermux.upstream.status import Flow, source_status
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer, Listener
 from hypermux.upstream.websocket import stream_websocket
@@ -90,8 +94,20 @@ class Transports:
 
 
 @define(eq=False)
+class _Tended:
+    """One source while it is run: as it is to be, and what ends its connection.
+
+    `removed`: when the connection has ended, the source is no more; otherwise it is begun anew.
+    """
+
+    source: Source
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    removed: bool = False
+
+
+@define(eq=False)
 class Supervisor:
-    """Runs every source of a configuration."""
+    """Runs every source of a configuration, and takes up another one."""
 
     settings: Settings
     dialer: Dialer
@@ -102,60 +118,162 @@ class Supervisor:
     feed: Callable[[SourceId], Feed]
     outages: Mapping[SourceId, Outage]
     recollections: Mapping[SourceId, Recollection] = field(factory=dict)
-    connections: dict[SourceId, Connection] = field(factory=dict)
+    connections: dict[SourceId, Connection] = field(init=False, factory=dict)
     keys: KeyRing = field(init=False)
+    gate: Gate = field(init=False)
+    corrections: Corrections = field(init=False, factory=Corrections)
+    _transports: Transports = field(init=False)
+    _tended: dict[SourceId, _Tended] = field(init=False, factory=dict)
+    # Also of sources that were removed: they go on counting when they come back.
+    _counters: dict[SourceId, Counters] = field(init=False, factory=dict)
+    _nursery: trio.Nursery | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self.keys = KeyRing(self.utc_ns, self.rng, self._key_changed)
+        self.gate = Gate(self.settings.allocator(trio.current_time()))
+        self._transports = Transports(
+            self.dialer, self.gate, self.settings.connection, self.clock, self.utc_ns, self.rng
+        )
 
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
-        settings = self.settings
-        gate = Gate(settings.allocator(trio.current_time()))
-        self.keys.use(settings.sources)
-        transports = Transports(
-            self.dialer, gate, settings.connection, self.clock, self.utc_ns, self.rng
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self.gate.run)
+                self.keys.use(self.settings.sources)
+                self._nursery.start_soon(self.keys.run)
+                for source in self.settings.sources:
+                    self._begin(
+                        source, self.outages.get(source.id), self.recollections.get(source.id)
+                    )
+        finally:
+            self._nursery = None
+
+    def statistics(self, flow: Callable[[SourceId], Flow]) -> list[SourceStatus]:
+        """Return the state of every source; `flow` tells what became of its events."""
+        now = trio.current_time()
+        return [
+            source_status(connection, flow(name), now)
+            for name, connection in self.connections.items()
+            if not self._tended[name].removed
+        ]
+
+    def apply(self, changes: Changes) -> None:
+        """Go over to another configuration, all at once: nothing here waits.
+
+        What is ended for it says goodbye and tells the stream in its own time. Without effect
+        before `run` has begun and after it was cancelled.
+        """
+        if self._nursery is None:
+            return
+        self.settings = changes.settings
+        self._retime(changes.settings.connection)
+        self.keys.use(changes.settings.sources)
+        for name in changes.removed:
+            self._tended[name].removed = True
+            self._end(name)
+        for change in changes.changed:
+            self._change(change)
+        for source in changes.added:
+            self._add(source)
+        if changes.limits:
+            for name in self.gate.change(changes.settings.connection_limits):
+                self.connections[name].part("yielded")
+        self._nursery.start_soon(self.look_again)
+
+    def _retime(self, settings: ConnectionSettings) -> None:
+        """Have new connections, and the pauses before them, go by other timings."""
+        self._transports.settings = settings
+        for connection in self.connections.values():
+            connection.retime(settings)
+
+    def _change(self, change: SourceChange) -> None:
+        name = change.source.id
+        self._tended[name].source = change.source
+        if change.reconnects:
+            if {"endpoint", "upstream"} & {*change.keys}:
+                # Another engine remembers other events.
+                self._transports.memories[name] = Memory(Recollection(), self.clock.now_ns())
+            self._end(name)
+            return
+        connection = self.connections[name]
+        connection.configure(change.source)
+        if change.renews:
+            connection.renew()
+
+    def _add(self, source: Source) -> None:
+        leaving = self._tended.get(source.id)
+        if leaving is None:
+            self._begin(source)
+        else:
+            # It was removed a moment ago and has not ended yet: it comes back instead.
+            leaving.source, leaving.removed = source, False
+
+    def _begin(
+        self,
+        source: Source,
+        outage: Outage | None = None,
+        recollection: Recollection | None = None,
+    ) -> None:
+        assert self._nursery is not None  # looked at before
+        begun = outage or Outage(self.clock.now_ns(), "start")
+        self._transports.memories[source.id] = Memory(
+            Recollection() if recollection is None else recollection.copy(), begun.from_ns
         )
-        backoff = settings.connection.backoff
-        corrections = Corrections()
-        configured_ns = self.clock.now_ns()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(gate.run)
-            nursery.start_soon(self.keys.run)
-            for source in settings.sources:
-                lifecycle = Lifecycle(
-                    min_s=backoff.min_s,
-                    max_s=backoff.max_s,
-                    reset_after_s=backoff.reset_after_s,
-                    rng=self.rng,
-                )
-                rotation = Rotation(
-                    settings.connection.rotate_after_s,
-                    min_s=backoff.min_s,
-                    max_s=backoff.max_s,
-                    rng=self.rng,
-                )
-                outage = self.outages.get(source.id, Outage(configured_ns, "start"))
-                recollection = self.recollections.get(source.id)
-                transports.memories[source.id] = Memory(
-                    Recollection() if recollection is None else recollection.copy(), outage.from_ns
-                )
-                connection = Connection(
-                    source=source,
-                    gate=gate,
-                    feed=self.feed(source.id),
-                    keys=self.keys,
-                    transport=transports.of(source),
-                    lifecycle=lifecycle,
-                    rotation=rotation,
-                    clock=self.clock,
-                    observer=self.observer,
-                    outage=outage,
-                    utc_ns=self.utc_ns,
-                    corrections=corrections,
-                )
-                self.connections[source.id] = connection
-                nursery.start_soon(connection.run, name=f"source {source.id}")
+        self._tended[source.id] = _Tended(source)
+        self.connections[source.id] = self._connection(source, begun)
+        self._nursery.start_soon(self._tend, source.id, name=f"source {source.id}")
+
+    def _end(self, name: SourceId) -> None:
+        self.connections[name].ending = "reload", "the configuration has changed"
+        self._tended[name].scope.cancel()
+
+    async def _tend(self, name: SourceId) -> None:
+        """Run a source, anew whenever a reload ended it, until one removed it."""
+        tended = self._tended[name]
+        while True:
+            with tended.scope:
+                await self.connections[name].run()
+            teller = self.connections[name].teller
+            if tended.removed:
+                teller.forget("the source is no longer configured")
+                del self._tended[name], self.connections[name], self._transports.memories[name]
+                return
+            assert teller.outage is not None  # it has ended
+            outage = evolve(teller.outage, recorded=True)
+            self.connections[name] = self._connection(tended.source, outage)
+            tended.scope = trio.CancelScope()
+
+    def _connection(self, source: Source, outage: Outage) -> Connection:
+        timings = self.settings.connection
+        lifecycle = Lifecycle(
+            min_s=timings.backoff.min_s,
+            max_s=timings.backoff.max_s,
+            reset_after_s=timings.backoff.reset_after_s,
+            rng=self.rng,
+        )
+        lifecycle.since_s = trio.current_time()
+        rotation = Rotation(
+            timings.rotate_after_s,
+            min_s=timings.backoff.min_s,
+            max_s=timings.backoff.max_s,
+            rng=self.rng,
+        )
+        return Connection(
+            source=source,
+            gate=self.gate,
+            feed=self.feed(source.id),
+            keys=self.keys,
+            transport=self._transports.of(source),
+            lifecycle=lifecycle,
+            rotation=rotation,
+            clock=self.clock,
+            observer=self.observer,
+            outage=outage,
+            utc_ns=self.utc_ns,
+            corrections=self.corrections,
+            counters=self._counters.setdefault(source.id, Counters()),
+        )
 
     async def look_again(self) -> None:
         """Read all keys anew, and let every source that was refused try at once."""

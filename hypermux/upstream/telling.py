@@ -110,6 +110,15 @@ class Teller:
         self._deliver([StateChange("active", reason, from_ns=since_ns)])
         return reason
 
+    def forget(self, reason: str) -> None:
+        """End the coverage of a source that is no more, with its last gap."""
+        now_ns = self.clock.now_ns()
+        items: list[Item] = [StateChange("config", reason)]
+        if self.outage is not None:
+            items.insert(0, Gap(self.outage.from_ns, now_ns, self.outage.cause, "possible"))
+        self.outage = None
+        self.feed.deliver(items, now_ns)
+
     def _fall(self, link: Link, cause: str) -> None:
         known_ns = self._known_ns(link)
         orderly = link.failure is None or link.failure.kind in _ORDERLY

@@ -158,11 +158,11 @@ def test_an_account_with_problems_can_be_removed(main: Path) -> None:
     assert accounts(main, "list").exception is None
 
 
-def test_a_running_service_has_to_be_restarted(main: Path) -> None:
+def test_a_running_service_has_to_be_told(main: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(main.parent / "s.sock"))
         server.listen()
-        assert "restart it" in add_prod(main).output
+        assert "`hypermux reload`" in add_prod(main).output
     # Its socket is still there, and nobody behind it.
     assert "at its start" in accounts(main, "remove", "prod").output
 
@@ -173,7 +173,7 @@ def test_a_service_of_somebody_else_is_a_running_one(main: Path) -> None:
         server.bind(str(main.parent / "s.sock"))
         server.listen()
         (main.parent / "s.sock").chmod(0)
-        assert "restart it" in add_prod(main).output
+        assert "`hypermux reload`" in add_prod(main).output
 
 
 def test_a_service_with_no_room_for_another_reader_is_a_running_one(
@@ -183,7 +183,7 @@ def test_a_service_with_no_room_for_another_reader_is_a_running_one(
         raise TimeoutError
 
     monkeypatch.setattr(socket, "socket", type("Busy", (socket.socket,), {"connect": connect}))
-    assert "restart it" in add_prod(main).output
+    assert "`hypermux reload`" in add_prod(main).output
 
 
 def test_a_directory_that_is_a_file(main: Path) -> None:

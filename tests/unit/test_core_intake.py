@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypermux.core.intake import ITEM_OVERHEAD, Budget, weigh
+from hypermux.core.intake import ITEM_OVERHEAD, Budget, Tally, weigh
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Event, Gap, Item, StateChange
 
@@ -14,12 +14,19 @@ def event(size: int = 0) -> Event:
     return Event(b"x" * size, 1, "timeNano")
 
 
+def tally(items: list[Item]) -> Tally:
+    total = Tally()
+    for item in items:
+        total.add(item)
+    return total
+
+
 def test_what_fits_is_admitted_and_given_back() -> None:
     budget = Budget(10 * ITEM_OVERHEAD, 10 * ITEM_OVERHEAD)
     items: list[Item] = [event(5)]
     assert budget.admit(A, items, 7) == items
     assert budget.used == weigh(items)
-    budget.release(A, weigh(items))
+    budget.recorded(A, tally(items))
     assert budget.used == 0
 
 
@@ -28,7 +35,7 @@ def test_one_overflow_episode_is_one_gap_with_its_count() -> None:
     assert budget.admit(A, [event()], 10)
     assert budget.admit(A, [event(), event()], 20) == []
     assert budget.admit(A, [event()], 30) == []
-    budget.release(A, ITEM_OVERHEAD)
+    budget.recorded(A, Tally(ITEM_OVERHEAD, 1))
     gap, last = budget.admit(A, [event()], 40)
     assert gap == Gap(20, 40, "overflow", "proven", 3)
     assert isinstance(last, Event)
@@ -52,7 +59,7 @@ def test_a_source_that_falls_quiet_is_told_of_when_there_is_room_again() -> None
     budget.admit(A, [event()] * 4, 10)
     assert budget.oldest_episode_ns == 10
     assert budget.end_episodes(15, all_of_them=False) == []
-    budget.release(A, ITEM_OVERHEAD)
+    budget.recorded(A, Tally(ITEM_OVERHEAD, 1))
     assert budget.end_episodes(20, all_of_them=False) == [(A, Gap(10, 20, "overflow", "proven", 2))]
     assert budget.oldest_episode_ns is None
 
@@ -89,7 +96,9 @@ def test_received_is_admitted_or_lost_and_the_limits_hold(
         assert budget.used <= size + ITEM_OVERHEAD * 2
         if give_back:
             owner, taken = held.pop(0)
-            budget.release(owner, weigh(taken))
+            budget.recorded(owner, tally(taken))
+        for one in budget.shares.values():
+            assert one.received == one.recorded.events + one.lost + one.in_flight
     told_lost += sum(gap.lost or 0 for _, gap in budget.end_episodes(99, all_of_them=True))
     received = sum(s.received for s in budget.shares.values())
     assert received == sum(count for _, count, _ in steps) == admitted + told_lost

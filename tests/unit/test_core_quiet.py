@@ -64,3 +64,22 @@ def test_who_expects_nothing_is_told_nothing() -> None:
     quiet.closed(6.0)
     quiet.opened(7.0, 7 * S)
     assert quiet.due_s == inf
+
+
+def test_another_patience_counts_what_was_counted() -> None:
+    quiet = Quiet(100.0)
+    quiet.opened(0.0, 5)
+    quiet.retime(60.0, 40.0, connected=True)
+    assert quiet.due_s == 60.0
+    quiet.retime(30.0, 50.0, connected=True)
+    assert quiet.due_s == 50.0  # it has lasted longer already
+    assert quiet.fell(50.0)
+    quiet.retime(inf, 55.0, connected=True)
+    assert (quiet.due_s, quiet.quiet) == (inf, False)
+    quiet.retime(10.0, 60.0, connected=True)
+    assert quiet.due_s == 70.0
+    quiet.closed(65.0)
+    quiet.retime(20.0, 65.0, connected=False)
+    assert quiet.due_s == inf
+    quiet.opened(100.0, 5)
+    assert quiet.due_s == 115.0

@@ -21,12 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 import trio
 from attrs import define, field
 
 from hypermux import __version__
+from hypermux.config.changes import Changes
 from hypermux.config.settings import Settings, Source
 from hypermux.core.clock import StreamClock
+from hypermux.core.http import HttpRequest, Reply
 from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
 from hypermux.core.verdicts import Judgement
@@ -41,6 +44,9 @@ from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Failure, Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
+from hypermux.model.status import ReloadStatus, Status
+from hypermux.service.reloading import Reloading, read_settings
+from hypermux.service.reporting import report
 from hypermux.upstream.connection import Observer
 from hypermux.upstream.dialing import SocketDialer
 from hypermux.upstream.supervisor import Supervisor
@@ -106,6 +112,7 @@ class Seams:
     reader_runner: RunSync
     new_epoch: Callable[[], str]
     boot: str = ""
+    read_settings: Callable[[Path], Awaitable[Settings]] = read_settings
 
     @classmethod
     def real(cls, settings: Settings) -> Seams:
@@ -141,11 +148,14 @@ class Service:
     settings: Settings
     seams: Seams
     observer: Observer = field(factory=LoggedObserver)
+    on_settings: Callable[[Settings], None] = lambda _: None
     horizon: Horizon = field(init=False)
     journal: Journal = field(init=False)
     supervisor: Supervisor = field(init=False)
     sequencer: Sequencer = field(init=False)
     subscribers: Subscribers = field(init=False)
+    reloading: Reloading = field(init=False)
+    _started_ns: int = field(init=False, default=0)
 
     def open_reader(self, after: int) -> JournalReader:
         """Return a reader of the journal that starts behind record `after`.
@@ -228,6 +238,7 @@ class Service:
         settings, seams, journal = self.settings, self.seams, self.journal
         merge, coverage = settings.merge, journal.coverage
         seams.clock.not_before(max(coverage.wall_ns, coverage.through_ns))
+        self._started_ns = seams.clock.now_ns()
         self.horizon = Horizon(journal.epoch, journal.position)
         merger: Merger[Item] = Merger(
             max_hold_ns=int(merge.max_hold_s * 1e9),
@@ -252,7 +263,7 @@ class Service:
             clock=seams.clock,
             run_sync=seams.journal_runner,
             checkpoint_interval_s=settings.journal.checkpoint_interval_s,
-            opening=self._opening(),
+            told=self._opening(),
         )
         self.supervisor = Supervisor(
             settings=settings,
@@ -269,6 +280,7 @@ class Service:
                 if covered.recollection is not None
             },
         )
+        self.reloading = Reloading(settings, seams.read_settings, self._apply, seams.clock.now_ns)
         self.subscribers = Subscribers(
             settings.socket,
             self.horizon,
@@ -280,7 +292,44 @@ class Service:
 
     def _routes(self) -> Routes:
         """Return what HTTP on the socket can ask for."""
-        return {}
+
+        async def status(_: HttpRequest) -> Reply:
+            return Reply(200, msgspec.json.encode(self.status()) + b"\n")
+
+        async def reload(request: HttpRequest) -> Reply:
+            outcome = await self.reload(request.who)
+            return Reply(200 if outcome.accepted else 422, msgspec.json.encode(outcome) + b"\n")
+
+        return {"/status": {"GET": status}, "/reload": {"POST": reload}}
+
+    def status(self) -> Status:
+        """Return how it fares; not before `run` has started."""
+        return report(
+            settings=self.reloading.settings,
+            started_ns=self._started_ns,
+            journal=self.journal,
+            horizon=self.horizon,
+            sequencer=self.sequencer,
+            subscribers=self.subscribers,
+            supervisor=self.supervisor,
+            last_reload=self.reloading.last,
+        )
+
+    async def reload(self, who: str) -> ReloadStatus:
+        """Take up the accounts file and the keys as they are now; `who` is for people to read.
+
+        Not before `run` has started. A configuration that is not good changes nothing.
+        """
+        return await self.reloading.reload(who)
+
+    def _apply(self, changes: Changes, who: str) -> None:
+        """Make changes count, all at once: nothing here waits."""
+        self.supervisor.apply(changes)
+        if isinstance(self.seams.dialer, SocketDialer):
+            self.seams.dialer.dial_timeout_s = changes.settings.connection.dial_timeout_s
+        self.subscribers.change(changes.settings.socket)
+        self.on_settings(changes.settings)
+        self.sequencer.tell(StateChange("config", f"reload by {who}: {changes.text}"))
 
     def _forget_removed(self) -> None:
         """End the coverage of sources that the configuration no longer has, with their last gap."""

@@ -1,0 +1,84 @@
+"""Taking up a changed configuration: read, check, compare, apply; one at a time.
+
+A configuration that is not good, or that cannot be read, changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from hypermux.config import accounts_file
+from hypermux.config.changes import Changes, compare
+from hypermux.config.settings import Settings
+from hypermux.core.recording import rfc3339
+from hypermux.model.errors import ConfigurationFault, Problem
+from hypermux.model.status import ReloadStatus
+
+log = logging.getLogger("hypermux.reload")
+
+# Problems shown: a person mends the first few and asks again.
+_PROBLEMS_SHOWN = 50
+
+
+async def read_settings(path: Path) -> Settings:
+    """Read an accounts file in a thread of its own. Raises ConfigurationFault.
+
+    Not in those that readers of the journal share: it may be on a network disk that hangs.
+    """
+    return await trio.to_thread.run_sync(
+        accounts_file.load, path, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True
+    )
+
+
+@define(eq=False)
+class Reloading:
+    """What can be reloaded, and the last time that it was.
+
+    `settings` are those in force. `apply` makes changes count; it does not wait and does not fail.
+    """
+
+    settings: Settings
+    read: Callable[[Path], Awaitable[Settings]]
+    apply: Callable[[Changes, str], None]
+    now_ns: Callable[[], int]
+    last: ReloadStatus | None = None
+    _one_at_a_time: trio.Lock = field(factory=trio.Lock)
+
+    async def reload(self, who: str) -> ReloadStatus:
+        """Take up the configuration as it is now; `who` asked for it."""
+        async with self._one_at_a_time:
+            try:
+                new = await self.read(self.settings.file)
+                if not new.sources:
+                    message = "no account is enabled: nothing would be left to run"
+                    raise ConfigurationFault([Problem(str(new.file), "accounts", message)])
+            except ConfigurationFault as fault:
+                problems = tuple(map(str, fault.problems[:_PROBLEMS_SHOWN]))
+                log.error(
+                    "reload by %s: the configuration is not good, and nothing was changed: %s",
+                    who,
+                    "; ".join(problems),
+                )
+                self.last = self._outcome(who, accepted=False, problems=problems)
+                return self.last
+            changes = compare(self.settings, new)
+            self.settings = changes.settings
+            self.apply(changes, who)
+            log.info("reload by %s: %s", who, changes.text)
+            for warning in new.warnings:
+                log.warning("%s", warning)
+            self.last = self._outcome(
+                who,
+                accepted=True,
+                changes=changes.sentences,
+                needs_restart=changes.needs_restart,
+            )
+            return self.last
+
+    def _outcome(self, who: str, *, accepted: bool, **found: tuple[str, ...]) -> ReloadStatus:
+        return ReloadStatus(at=rfc3339(self.now_ns()), who=who, accepted=accepted, **found)
