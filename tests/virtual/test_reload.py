@@ -25,7 +25,7 @@ from hypermux.config.settings import (
 )
 from hypermux.core.clock import StreamClock
 from hypermux.core.filters import HYPER_FIELDS, Filters
-from hypermux.downstream.storage import MemoryStorage
+from hypermux.downstream.memory import MemoryStorage
 from hypermux.emulator import router as emulator
 from hypermux.emulator.connection import Goodbye
 from hypermux.model.accounts import Cap, CredentialSource, Endpoint, Secret, SourceId
