@@ -113,7 +113,7 @@ def _table(settings: Settings, faults: dict[str, list[Problem]]) -> Table:
 
 
 def _way(account: Account) -> list[str]:
-    """Say what lies between an account and its endpoints, without what is secret of it."""
+    """Say what lies between an account's endpoints and the stream, without what is secret of it."""
     lines = []
     if proxy := next((s.endpoint.proxy for s in account.sources if s.endpoint.proxy), None):
         login = " with a password" if proxy.login else ""
@@ -121,6 +121,9 @@ def _way(account: Account) -> list[str]:
     if pins := next((source.tls.pins for source in account.sources), ()):
         beside = "" if account.sources[0].tls.verify else ", certificates not verified"
         lines.append(f"account {account.name}: pinned to {' or '.join(pins)}{beside}")
+    if patterns := next((len(source.redact) for source in account.sources), 0):
+        what = "what a pattern matches" if patterns == 1 else f"what {patterns} patterns match"
+        lines.append(f"account {account.name}: {what} is not recorded")
     return lines
 
 

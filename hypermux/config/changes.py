@@ -24,8 +24,9 @@ from hypermux.config.settings import Settings, Source
 from hypermux.config.units import format_duration, format_rate, format_size
 from hypermux.model.accounts import Cap, SourceId
 
-# Keys of a source that say what is done with its events here.
-_OURS = frozenset({"exclude_events", "redact", "expect_event_within_s", "on_quiet"})
+# Keys of a source that say what is done with its events here. Not `redact`: what an engine is asked
+# for again is recognised by what was recorded of it.
+_OURS = frozenset({"exclude_events", "expect_event_within_s", "on_quiet"})
 _CREDENTIAL = "credential"
 _AT_ONCE = (
     "limits",

@@ -41,6 +41,7 @@ class Source:
     tls: Tls = Factory(Tls)
     region_signing: RegionSigning = "explicit"
     exclude_events: tuple[str, ...] = ()
+    redact: tuple[str, ...] = field(default=(), repr=False)  # may spell out what it looks for
     expect_event_within_s: float = field(default=inf, kw_only=True)  # inf: nothing is expected
     on_quiet: OnQuiet = field(default="report", kw_only=True)
 

@@ -169,6 +169,7 @@ class _Assembly:
                 secured[region],
                 self.merged.region_signing or "explicit",
                 self.merged.exclude_events or (),
+                self.merged.redact or (),
                 expect_event_within_s=self._expected_within(),
                 on_quiet=self.merged.on_quiet or "report",
             )

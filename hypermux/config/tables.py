@@ -43,7 +43,7 @@ from hypermux.config.shape import (
     table,
     text,
 )
-from hypermux.core import pins
+from hypermux.core import pins, redaction
 from hypermux.model.accounts import Cap, Proxy, RegionSigning, Secret, Upstream
 
 _connections = integer(1, 1_000_000)
@@ -68,6 +68,7 @@ class AccountTable:
     hosts: Mapping[str, str] | None = None
     filters: Mapping[str, tuple[str, ...]] | None = None
     exclude_events: tuple[str, ...] | None = None
+    redact: tuple[str, ...] | None = None
     ca: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
@@ -176,6 +177,15 @@ def _proxy(value: Any) -> Proxy | Literal["none"]:
         raise Wrong.value(f"is not right: {error}") from None
 
 
+def _pattern(value: Any) -> str:
+    # Not `text`: white space and control characters can be meant.
+    if not isinstance(value, str) or not value:
+        raise Wrong.value('is not a regular expression in quotes, such as "(?i)password=[^ ]+"')
+    if (wrong := redaction.fault(value)) is not None:
+        raise Wrong.value(wrong)
+    return value
+
+
 def _filter_value(value: Any) -> str:
     # Empty text is a value: the label with the empty key.
     return "" if value == "" else text(value)
@@ -258,6 +268,7 @@ account = table(
     hosts=Key("hosts", mapping(_host, names=name)),
     filters=Key("filters", mapping(sequence(_filter_value))),
     exclude_events=Key("exclude_events", sequence(text)),
+    redact=Key("redact", hidden(sequence(_pattern))),
     ca=Key("ca", text),
     client_cert=Key("client_cert", text),
     client_key=Key("client_key", text),

@@ -21,7 +21,7 @@ class Counts:
     `received` are all messages that came, `synthetic` what an engine's containers implied.
     `recorded` are in the journal, `unparsed` of them as text; `duplicate` came twice, over two
     connections; `filtered` are left out by `exclude_events`; `lost` found the buffer full, and are
-    in a gap.
+    in a gap. Of `redacted` ones, which are among all of these, `redact` took out a part.
     """
 
     received: int = 0
@@ -29,6 +29,7 @@ class Counts:
     recorded: int = 0
     duplicate: int = 0
     filtered: int = 0
+    redacted: int = 0
     lost: int = 0
     in_flight: int = 0
     unparsed: int = 0

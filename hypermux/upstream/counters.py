@@ -21,14 +21,16 @@ class Counters:
     """Messages counted, and the newest of what happened.
 
     received = handed on + filtered + duplicate + held by a succession. `synthetic` were never
-    received: an upstream's state implied them, and they were handed on. `event_ns` is when the
-    newest event was received, `lag_ns` how long after its own time; `heard_ns` when anything was.
+    received: an upstream's state implied them, and they were handed on. Of `redacted` ones a part
+    was taken out, handed on or not. `event_ns` is when the newest event was received, `lag_ns` how
+    long after its own time; `heard_ns` when anything was.
     """
 
     received: int = 0
     filtered: int = 0
     duplicate: int = 0
     synthetic: int = 0
+    redacted: int = 0
     event_ns: int | None = None
     lag_ns: int | None = None
     heard_ns: int | None = None

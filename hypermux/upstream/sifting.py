@@ -1,26 +1,38 @@
-"""From the messages of a source to what the stream gets: decoded, and without what is excluded.
+"""From the messages of a source to what the stream gets: decoded, redacted, and not excluded.
 
 What comes in is counted on the way, so that nothing goes missing without a number.
 """
 
 from __future__ import annotations
 
-import fnmatch
+import operator
 from collections.abc import Callable
+from functools import lru_cache
 
 from attrs import define, field
 
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.decoding import decode_batch
+from hypermux.core.exclusion import Exclusion
 from hypermux.core.intake import Feed
+from hypermux.core.redaction import Redaction
 from hypermux.model.records import Event, Item, Unparsed
 from hypermux.upstream.counters import Counters
+
+# Compiled once for all sources of an account and all their connections; more accounts than that
+# with patterns of their own would compile again and again.
+_ACCOUNTS = 10_000
+_exclusion = lru_cache(_ACCOUNTS)(Exclusion.of)
+_redaction = lru_cache(_ACCOUNTS)(Redaction.of)
 
 
 def reading(source: Source) -> Callable[[list[bytes]], list[Event | Unparsed]]:
     """Return what makes of each message of `source` the item that is recorded of it."""
-    return decode_batch
+    if not source.redact:
+        return decode_batch
+    redact = _redaction(source.redact).item
+    return lambda messages: [redact(item) for item in decode_batch(messages)]
 
 
 @define(eq=False)
@@ -30,11 +42,7 @@ class Sieve:
     source: Source
     feed: Feed
     clock: StreamClock
-    _read: Callable[[list[bytes]], list[Event | Unparsed]] = field(init=False)
     counters: Counters = field(factory=Counters)
-
-    def __attrs_post_init__(self) -> None:
-        self._read = reading(self.source)
 
     def hand_on(self, messages: list[bytes], *, more: bool) -> None:
         """Decode messages and deliver what is not excluded."""
@@ -55,22 +63,30 @@ class Sieve:
 
     def synthetic(self, messages: list[bytes]) -> list[Item]:
         """Return the items of messages that the upstream never sent."""
-        items = [item for item in self._read(messages) if not self._excluded(item)]
+        items = self._unexcluded(self._read(messages))
         self.counters.synthetic += len(items)
         for item in items:
             if isinstance(item, Event):
                 item.synthetic = True
         return [*items]
 
+    def _read(self, messages: list[bytes]) -> list[Event | Unparsed]:
+        """Return what is recorded of messages, excluded ones too."""
+        items = decode_batch(messages)
+        if self.source.redact:
+            received, redact = items, _redaction(self.source.redact).item
+            items = [redact(item) for item in received]
+            self.counters.redacted += sum(map(operator.is_not, received, items))
+        return items
+
     def _kept(self, found: list[Event | Unparsed]) -> list[Item]:
         """Return what is not excluded, and count the rest."""
-        if not self.source.exclude_events:
-            return [*found]
-        kept: list[Item] = [item for item in found if not self._excluded(item)]
+        kept = self._unexcluded(found)
         self.counters.filtered += len(found) - len(kept)
-        return kept
+        return [*kept]
 
-    def _excluded(self, item: Event | Unparsed) -> bool:
-        return isinstance(item, Event) and any(
-            fnmatch.fnmatchcase(item.action, pattern) for pattern in self.source.exclude_events
-        )
+    def _unexcluded(self, found: list[Event | Unparsed]) -> list[Event | Unparsed]:
+        if not self.source.exclude_events:
+            return found
+        excluded = _exclusion(self.source.exclude_events).matches
+        return [item for item in found if isinstance(item, Unparsed) or not excluded(item.action)]

@@ -62,6 +62,7 @@ def source_status(connection: Connection, flow: Flow, now_s: float) -> SourceSta
             recorded=share.recorded.events,
             duplicate=counters.duplicate,
             filtered=counters.filtered,
+            redacted=counters.redacted,
             lost=share.lost,
             in_flight=share.in_flight + connection.held,
             unparsed=share.recorded.unparsed,

@@ -147,13 +147,33 @@ def test_check_shows_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "accounts.toml"
     path.write_text(
         f'{HYPER}proxy = "http://me:canary@p:1"\npin = "sha256:{HEX}"\ntls_verify = false\n'
+        "redact = ['canary']\n"
     )
     path.chmod(0o600)
     result = CliRunner().invoke(command, ["-c", str(path)])
     assert result.exception is None, result.output
     assert "account prod: through the proxy http://p:1 with a password\n" in result.output
     assert f"account prod: pinned to {PIN}, certificates not verified\n" in result.output
+    assert "account prod: what a pattern matches is not recorded\n" in result.output
     assert "canary" not in result.output
+
+
+def test_redact(tmp_path: Path) -> None:
+    text = f"{HYPER}redact = ['(?i)canary=\\S+', 'x+']\n"
+    settings = load(tmp_path, text)
+    assert settings.sources[0].redact == (r"(?i)canary=\S+", "x+")
+    assert "canary" not in repr(settings)
+    inherited = load(tmp_path, f"[defaults]\nredact = ['x+']\n{HYPER}").sources
+    assert [source.redact for source in inherited] == [("x+",), ("x+",)]
+    for wrong, says in (
+        ("['x', '(canary']", "redact[1]: is not a regular expression: missing ), unterminated"),
+        ("['(canary+)+']", "redact[0]: may take for ever"),
+        ("['(canary)*']", "redact[0]: matches what is empty"),
+        ("'canary'", "redact: is not an array: write it in brackets"),
+        ("[5]", "redact[0]: is not a regular expression in quotes"),
+    ):
+        (found,) = problems(tmp_path, f"{HYPER}redact = {wrong}\n")
+        assert found.startswith(f"accounts.prod.{says}")
 
 
 def test_endpoints_over_ssh() -> None:

@@ -19,7 +19,7 @@ from hypermux.core.limiter import Allocator
 from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Cap, Credential, Limits
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
-from hypermux.model.records import Event
+from hypermux.model.records import Event, Unparsed
 from hypermux.upstream.connection import Connection
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Link
@@ -266,6 +266,28 @@ async def test_excluded_events_are_counted_as_filtered(
     counters = played.connection.sieve.counters
     assert (counters.received, counters.filtered) == (2, 1)
     assert sum(isinstance(item, Event) for item in played.tape.items) == 1
+
+
+async def test_what_matches_is_taken_out_and_counted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def attempt(listener: Listener) -> None:
+        assert isinstance(listener, Link)
+        assert isinstance(listener.owner, Connection)
+        # What is excluded is judged by what it was.
+        listener.owner.sieve.source = evolve(SOURCE, redact=("start|die",), exclude_events=("die",))
+        listener.opened(Opened(None, "off"))
+        other = EVENT.replace(b"start", b"stop")
+        messages = [EVENT, EVENT.replace(b"start", b"die"), other, b"start: no event"]
+        listener.received(messages, more=False)
+        await trio.sleep_forever()
+
+    played = await play(attempt)
+    counters = played.connection.sieve.counters
+    assert (counters.received, counters.filtered, counters.redacted) == (4, 1, 3)
+    shown = [i.raw for i in played.tape.items if isinstance(i, Event)]
+    assert shown == [EVENT.replace(b"start", b"***"), EVENT.replace(b"start", b"stop")]
+    assert [i.text for i in played.tape.items if isinstance(i, Unparsed)] == ["***: no event"]
 
 
 def talking(*pauses_s: float, end_s: float = 0.0) -> Attempt:
