@@ -36,10 +36,6 @@ from hypermux.core.recording import parse_rfc3339
 
 # About 200 bytes each, on disk beside each segment too. Hosts run tens to hundreds.
 MAX_CONTAINERS = 4096
-# Of an outage's beginning: an event that was on its way when the connection broke is older, and a
-# `Date` header tells the engine's clock to a second only.
-SLACK_NS = 2_000_000_000
-
 _END_NS = 1 << 63
 _GONE = ("destroy", "remove")  # Docker's word, and Podman's
 _TOLD = frozenset({"create", "start", "die", "rename", *_GONE})
@@ -204,6 +200,7 @@ class Happening:
 # What Docker and Podman say of a state that began at least about half an hour ago.
 _LONG_AGO = re.compile(r"\b\d+ (?:hours|days|weeks|months|years)\b")
 _LONG_NS = 1_800_000_000_000
+_SECOND = 1_000_000_000
 
 
 def to_inspect(
@@ -219,7 +216,8 @@ def to_inspect(
     for container in listed:
         known = implied.containers.get(container.id)
         if known is None:
-            recent = container.created_ns >= from_ns - SLACK_NS
+            # The list tells it in whole seconds.
+            recent = container.created_ns >= from_ns - _SECOND
             (differ if recent else may).append(container)
         else:
             (differ if known.running is not container.running else may).append(container)
@@ -240,7 +238,7 @@ class Outage:
     def holds(self, time_ns: int) -> bool:
         """Say whether something may have happened in it."""
         before = self.before_ns is None or time_ns < self.before_ns
-        return before and time_ns >= self.from_ns - SLACK_NS
+        return before and time_ns >= self.from_ns
 
 
 def missing(

@@ -114,7 +114,7 @@ class Coverage:
                 known.up, known.since_ns = True, at_ns
                 known.outage_from_ns = known.cause = None
                 if item.anchor is not None:
-                    known.recollection = _anchored(known.recollection, item.anchor)
+                    known.recollection = _anchored(known.recollection, item.anchor, at_ns)
             elif item.state == "down":
                 if known.outage_from_ns is None:
                     known.outage_from_ns = at_ns if item.from_ns is None else item.from_ns
@@ -191,8 +191,8 @@ def _covered(stored: _StoredSource) -> SourceCoverage:
     )
 
 
-def _anchored(recollection: Recollection | None, anchor: str) -> Recollection:
-    recollection = recollection or Recollection()
+def _anchored(recollection: Recollection | None, anchor: str, at_ns: int) -> Recollection:
+    recollection = recollection or Recollection(since_ns=at_ns)
     try:
         recollection.seen.anchor = bytes.fromhex(anchor)
     except ValueError:

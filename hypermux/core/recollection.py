@@ -17,6 +17,7 @@ from hypermux.model.records import Event, Unparsed
 class Stored(msgspec.Struct):
     """A recollection as plain values, for a file."""
 
+    since: int
     anchor: str
     events: str
     containers: list[Packed]
@@ -24,10 +25,14 @@ class Stored(msgspec.Struct):
 
 @define
 class Recollection:
-    """One source's last events, and the containers that all of them imply."""
+    """One source's last events, and the containers that all of them imply.
+
+    `since_ns` is when the source was first up, on our clock: what is older is not ours to tell.
+    """
 
     seen: Seen = field(factory=Seen)
     implied: Implied = field(factory=Implied)
+    since_ns: int = 0
 
     def note(self, item: Event | Unparsed, digest: bytes | None = None) -> None:
         """Take in the next event of the source; its `digest` if it is known.
@@ -44,15 +49,16 @@ class Recollection:
 
     def copy(self) -> Recollection:
         """Return another one that holds the same."""
-        return Recollection(self.seen.copy(), self.implied.copy())
+        return Recollection(self.seen.copy(), self.implied.copy(), self.since_ns)
 
     def stored(self) -> Stored:
         """Return it for a file."""
         anchor = self.seen.anchor or b""
-        return Stored(anchor.hex(), self.seen.pack(), self.implied.pack())
+        return Stored(self.since_ns, anchor.hex(), self.seen.pack(), self.implied.pack())
 
     @classmethod
     def of(cls, stored: Stored) -> Recollection:
         """Read it from a file. Raises ValueError."""
         anchor = bytes.fromhex(stored.anchor)
-        return cls(Seen.unpack(stored.events, anchor), Implied.unpack(stored.containers))
+        seen, implied = Seen.unpack(stored.events, anchor), Implied.unpack(stored.containers)
+        return cls(seen, implied, stored.since)

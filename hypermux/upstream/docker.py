@@ -111,7 +111,10 @@ class _Events:
         if date_ns is not None:  # meanwhile the engine's clock went on
             date_ns += int((trio.current_time() - self.accepted_s) * 1e9)
         self.listener.opened(evolve(self.accepted, date_ns=date_ns, resumption=resumption))
-        if self.keeper is not None and (held := self.keeper.release()):
+        if self.keeper is None:
+            return
+        self.keeper.heard()
+        if held := self.keeper.release():
             self.told_more = self.more
             self.listener.received(held, more=self.more)
 

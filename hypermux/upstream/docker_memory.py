@@ -56,6 +56,10 @@ SECOND_LOOK_S = 5.0
 MAX_HELD = 4 << 20
 
 _SECOND = 1_000_000_000
+# A clock that a `Date`, which has whole seconds, shows to be that much off is corrected for.
+_CLOCKS_AGREE_NS = 2 * _SECOND
+# An event that was on its way when a connection broke is older than the outage.
+_UNDER_WAY_NS = _SECOND // 2
 
 Reading = Callable[[list[bytes]], list[Event | Unparsed]]
 
@@ -206,6 +210,7 @@ class Keeper:
             seen.anchor = snapshot.digests[-1] if snapshot.digests else b""
         else:
             seen.anchor = first_anchor(snapshot.digests, snapshot.times, self._opened_ns)
+            recollection.since_ns = self.now_ns()
         self.memory.expected.add((snapshot.digests[p] for p in found.new), trio.current_time())
         self._saw(snapshot)
         return Resumption(
@@ -240,8 +245,13 @@ class Keeper:
         base = self._recollection.implied.copy()
         for place in found.new:
             _apply(base, snapshot.items[place])
-        offset_ns = self._offset_ns
-        outage = containers.Outage(self.memory.heard_ns - offset_ns, self._opened_ns + _SECOND)
+        agree = abs(self._offset_ns) <= _CLOCKS_AGREE_NS
+        offset_ns = 0 if agree else self._offset_ns
+        slack_ns = _UNDER_WAY_NS if agree else _CLOCKS_AGREE_NS
+        outage = containers.Outage(
+            max(self.memory.heard_ns - slack_ns, self._recollection.since_ns) - offset_ns,
+            self._opened_ns + _SECOND,
+        )
         before = base.copy()
         for item in self.reading(self._held):
             _apply(before, item)
@@ -317,6 +327,7 @@ class Keeper:
             for place in missing:
                 seen.add(snapshot.digests[place], snapshot.times[place])
             seen.anchor = snapshot.digests[-1] if snapshot.digests else b""
+            self._recollection.since_ns = self.now_ns()
         elif missing:
             self._tell(missing, snapshot, listener)
         self._saw(snapshot)

@@ -22,6 +22,8 @@ from attrs import define, field
 START_S = 60.0
 STOP_S = 30.0
 IMAGE = "docker.io/library/hypermux-test:1"
+# Podman asks for more open files and processes than a machine may allow.
+LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024")
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -252,8 +252,7 @@ async def test_podman() -> None:
         async with streaming(source_of(engine.url)) as heard:
             await in_thread(engine.run, "volume", "create", "first")
             await in_thread(engine.import_image)
-            # Podman asks for more open files than a machine may allow.
-            options = ("--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024")
+            options = ("--rm", "--network=none", *dockerd.LIMITS)
             command = ("run", *options, dockerd.IMAGE, "/bin/sh", "-c", "true")
             await in_thread(engine.run, *command)
             await in_thread(engine.run, "volume", "rm", "first")

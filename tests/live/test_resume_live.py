@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ import dockerd
 import pytest
 from attrs import define, field
 from processes import FAST, Place, end, place, service, wait_until
+
+from hypermux.core.recording import parse_rfc3339
+from hypermux.core.resume import AUDIT_EVENTS, AUDIT_MIN_S
+from hypermux.upstream.docker_memory import ANSWER_S
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -76,6 +82,14 @@ class Watch:
             for event in self.events(**flags)
             if (event["Type"], event["Action"]) == ("volume", "create")
         ]
+
+    def see_volume(self, prefix: str) -> None:
+        """Create a volume while it runs, and wait for it; Podman names it elsewhere."""
+        (name,) = self.engine.volumes(prefix, 1)
+        wait_until(
+            lambda: any(f'"{name}"' in json.dumps(event) for event in self.events()),
+            f"{name} in the stream",
+        )
 
     def see(self, prefix: str, count: int = 1) -> list[str]:
         """Create volumes while it runs, and wait for them."""
@@ -218,3 +232,134 @@ def test_a_dead_connection_is_bridged_without_a_gap(watch: Watch, tmp_path: Path
             names += other.see("after", 3)
     assert other.created() == names
     assert len(other.gaps) == 1
+
+
+def test_an_engine_that_stands_still_is_noticed_and_then_bridged(watch: Watch) -> None:
+    with watch.running():
+        names = watch.see("many", AUDIT_EVENTS)  # an audit is due soon
+        watch.engine.process.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        try:
+            wait_until(lambda: watch.states[-1] == "down", "down", AUDIT_MIN_S + ANSWER_S + 10)
+            assert time.monotonic() - begun < AUDIT_MIN_S + ANSWER_S + 5
+        finally:
+            watch.engine.process.send_signal(signal.SIGCONT)
+        names += watch.engine.volumes("back", 20)
+        wait_until(lambda: watch.states[-1] == "up", "up", 60)
+        names += watch.see("after")
+    assert watch.created() == names
+    down = next(r for r in reversed(watch.records) if r.get("cause") == "silent")
+    assert "did not answer a ping" in down["reason"]
+    assert len(watch.gaps) == 1
+
+
+class Containers:
+    """Containers of a real engine, run by its client."""
+
+    def __init__(self, engine: dockerd.Engine) -> None:
+        self.engine = engine
+        engine.import_image()
+
+    def run(self, name: str) -> None:
+        command = (dockerd.IMAGE, "/bin/busybox", "sleep", "1000")
+        self.engine.run(
+            "run", "--detach", f"--name={name}", "--network=none", *dockerd.LIMITS, *command
+        )
+
+    def end(self, name: str) -> None:
+        self.engine.run("kill", name)
+        wait_until(lambda: not self.look(name)["State"]["Running"], f"{name} to end")
+
+    def look(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.engine.ask("GET", f"/containers/{name}/json"))
+        return found
+
+
+def lives(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return the names and actions of the events of containers' lives."""
+    return [
+        (event["Actor"]["Attributes"]["name"], event["Action"])
+        for event in events
+        if event["Type"] == "container" and event["Action"] in LIFE
+    ]
+
+
+LIFE = ("create", "start", "die", "destroy")
+
+
+def test_containers_tell_what_the_ring_has_lost(watch: Watch) -> None:
+    containers = Containers(watch.engine)
+    containers.run("ancient")  # before our time
+    with watch.running() as child:
+        for name in ("ends", "goes", "stays", "again"):
+            containers.run(name)
+        watch.see("before")
+        end(child, signal.SIGKILL)
+    containers.run("born")
+    containers.end("ends")
+    watch.engine.run("rm", "--force", "goes")
+    watch.engine.run("restart", "--time=0", "again")
+    containers.run("short")
+    watch.engine.run("rm", "--force", "short")
+    watch.engine.volumes("flood", 300)
+    with watch.running():
+        containers.run("after")
+        wait_until(lambda: ("after", "start") in lives(watch.events()), "the last start")
+        watch.engine.run("rm", "--force", "after", "born")
+        wait_until(lambda: ("born", "destroy") in lives(watch.events()), "the last removal")
+    made_up = watch.events(synthetic=True)
+    assert sorted(lives(made_up)) == [
+        ("again", "die"), ("again", "start"), ("born", "create"), ("born", "start"),
+        ("ends", "die"), ("goes", "destroy"), ("goes", "die"),
+    ]  # fmt: skip
+    assert lives(made_up)[-2:] == [("goes", "die"), ("goes", "destroy")]
+    for name, action, where in [("ends", "die", "FinishedAt"), ("again", "start", "StartedAt")]:
+        (event,) = (e for e in made_up if lives([e]) == [(name, action)])
+        assert event["timeNano"] == parse_rfc3339(containers.look(name)["State"][where])
+    every = Counter(lives(watch.events()))
+    assert every.pop(("again", "start")) == 2
+    assert set(every.values()) == {1}
+    assert ("ancient", "create") not in every
+    assert ("short", "create") not in every  # of this one nothing is left
+    assert [gap["cause"] for gap in watch.gaps] == ["start", "restart"]
+
+
+def test_an_engine_s_restart_ends_containers(watch: Watch) -> None:
+    containers = Containers(watch.engine)
+    with watch.running():
+        containers.run("ends")
+        watch.see("before")
+        watch.engine.stop()
+        watch.engine.start()
+        wait_until(lambda: watch.states.count("up") == 2, "the second up")
+        watch.see("after")
+    assert Counter(lives(watch.events()))["ends", "die"] == 1
+    assert len(watch.gaps) == 2
+
+
+@pytest.fixture
+def podman(tmp_path: Path) -> Iterator[Watch]:
+    with dockerd.running_podman() as engine:
+        yield Watch.of(engine, tmp_path)
+
+
+def test_podman_bridges_any_number_of_events_and_its_own_restart(podman: Watch) -> None:
+    containers = Containers(podman.engine)
+    with podman.running() as child:
+        containers.run("one")
+        podman.see_volume("before")
+        end(child, signal.SIGKILL)
+    podman.engine.stop()
+    podman.engine.start()
+    containers.end("one")
+    podman.engine.volumes("down", 300)
+    with podman.running():
+        podman.see_volume("after")
+    made = [e for e in podman.events() if (e["Type"], e["Action"]) == ("volume", "create")]
+    names = [event["Actor"]["Attributes"]["name"] for event in made]
+    assert names == ["before-000", *(f"down-{n:03}" for n in range(300)), "after-000"]
+    assert Counter(lives(podman.events())) == {
+        ("one", "create"): 1, ("one", "start"): 1, ("one", "die"): 1,
+    }  # fmt: skip
+    assert podman.events(synthetic=True) == []
+    assert len(podman.gaps) == 1

@@ -9,7 +9,6 @@ import pytest
 
 from hypermux.core.containers import (
     MAX_CONTAINERS,
-    SLACK_NS,
     Container,
     Happening,
     Implied,
@@ -132,12 +131,8 @@ ENDED = implied(event("create", EARLIER), event("start", EARLIER + 1), event("di
         ("removed while it ran", RUNNING, None, [("die", None), ("destroy", None)]),
         ("created and removed in the outage", NONE, None, []),
         ("paused, renamed: not covered", RUNNING, look(started=EARLIER, running=True), []),
-        (
-            "on its way when the connection broke",
-            CREATED,
-            look(started=FROM - SLACK_NS, running=True),
-            [("start", FROM - SLACK_NS)],
-        ),
+        ("in the first moment of it", CREATED, look(started=FROM, running=True), [("start", FROM)]),
+        ("and a moment before", CREATED, look(started=FROM - 1, running=True), []),
     ],
 )
 def test_missing(
@@ -343,6 +338,7 @@ def test_a_recollection_keeps_the_engine_s_events_and_what_all_imply() -> None:
     assert kept.implied.containers["c"].running
     assert len(kept.seen.counts()) == 1
     kept.seen.anchor = b"\x01"
+    kept.since_ns = 7
     assert Recollection.of(kept.stored()) == kept
     other = kept.copy()
     other.note(Event(event("destroy", 3), 3, "timeNano"))
