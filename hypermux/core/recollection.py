@@ -13,6 +13,9 @@ from hypermux.core.containers import Implied, Packed
 from hypermux.core.resume import Seen, digest_of
 from hypermux.model.records import Event, Unparsed
 
+# Before the anchor of a source that nothing was known of: it is new, or has another engine now.
+FIRST = "first:"
+
 
 class Stored(msgspec.Struct):
     """A recollection as plain values, for a file."""

@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 from hypermux.config.settings import Source
 from hypermux.core import containers
 from hypermux.core.containers import Implied, Inspected
-from hypermux.core.recollection import Recollection
+from hypermux.core.recollection import FIRST, Recollection
 from hypermux.core.resume import (
     AUDIT_EVENTS,
     Audit,
@@ -217,7 +217,7 @@ class Keeper:
             found.complete,
             [snapshot.messages[place] for place in found.new],
             synthetic,
-            seen.anchor.hex(),
+            f"{'' if known else FIRST}{seen.anchor.hex()}",
         )
 
     async def _snapshot(self, engine: Engine) -> _Snapshot:

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypermux.core.coverage import Coverage, SourceCoverage
-from hypermux.core.recording import BadLine, Encoder, parse_line
+from hypermux.core.recollection import Recollection
+from hypermux.core.recording import BadLine, Encoder, parse_line, seal
+from hypermux.core.resume import Seen
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange, Unparsed
 
@@ -105,7 +107,7 @@ def steps(draw: st.DrawFn) -> list[tuple[SourceId | None, Item | Checkpoint, int
             word,
             cause=st.none() | cause,
             from_ns=st.none() | times,
-            anchor=st.sampled_from([None, None, "", "00ff"]),
+            anchor=st.sampled_from([None, None, "", "00ff", "first:"]),
         ),
     )
     of_service = st.one_of(
@@ -150,15 +152,11 @@ def test_stored_bytes_are_checked() -> None:
 
 
 def test_another_format_is_not_read() -> None:
-    from hypermux.core.recording import seal
-
     with pytest.raises(BadLine, match="format 3"):
         Coverage.from_bytes(seal(b'{"format":3,"through":0,"service_at":0,"sources":[]'))
 
 
 def test_the_format_before_recollections_is_read() -> None:
-    from hypermux.core.recording import seal
-
     body = (
         b'{"format":1,"through":7,"service_at":8,"sources":[{"account":"a","region":"x",'
         b'"up":true,"since":10,"outage_from":null,"cause":null,"last_at":11}]'
@@ -197,7 +195,10 @@ def test_events_are_remembered_from_an_anchor_on() -> None:
     assert kept is not None
     assert kept.seen.anchor == b"\x00\xff"
     assert sum(kept.seen.counts().values()) == 2  # a synthetic event was never the engine's
+    assert kept.since_ns == 10
     assert state(*items, (StateChange("config"), 16)).recollection is None
+    anew = state(*items, (StateChange("up", anchor="first:01"), 20)).recollection
+    assert anew == Recollection(Seen(b"\x01"), since_ns=20)
 
 
 def test_an_anchor_that_is_none_makes_the_line_bad() -> None:
