@@ -43,7 +43,7 @@ import hypothesis
 import pytest
 import trio.testing  # noqa: F401  (loaded once, before the forks)
 from attrs import define, field, frozen
-from util_lib.equivalents import EQUIVALENTS
+from util_lib.equivalents import EQUIVALENTS, Same
 from util_lib.mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -238,10 +238,10 @@ class Module:
         ]
         return sorted(names, key=lambda name: self.reached[name].seconds)
 
-    def reason(self, mutant: Mutant) -> str | None:
-        """Return why a mutant changes nothing, as far as that is known."""
+    def excuse(self, mutant: Mutant) -> Same | None:
+        """Return the entry that says why a mutant changes nothing; None: there is none."""
         change = mutant.where, *mutant.changes(self.source)
-        return next((same.reason for same in self.equivalents if same.covers(*change)), None)
+        return next((same for same in self.equivalents if same.covers(*change)), None)
 
     def start(self, mutant: Mutant, names: Sequence[str], seconds: float, output: int) -> int:
         """Run tests against a mutant; return the process."""
@@ -310,28 +310,26 @@ def outcome(mutant: Mutant, status: int) -> Outcome:
 
 def report(module: Module, outcomes: Sequence[Outcome]) -> float:
     """Print a module's line and its survivors; return the percentage that was noticed."""
-    counted = [outcome for outcome in outcomes if module.reason(outcome.mutant) is None]
-    noticed = sum(outcome.noticed for outcome in counted)
-    percent = 100.0 * noticed / len(counted) if counted else 100.0
+    noticed = sum(outcome.noticed for outcome in outcomes)
+    survivors = [outcome for outcome in outcomes if not outcome.noticed]
+    unknown = [outcome for outcome in survivors if module.excuse(outcome.mutant) is None]
+    counted = noticed + len(unknown)
+    percent = 100.0 * noticed / counted if counted else 100.0
     print(
-        f"{module.name:12}{len(counted):6} mutants{noticed:6} killed"
-        f"{len(counted) - noticed:5} survived{percent:7.1f} %"
-        f"{len(outcomes) - len(counted):5} equivalent"
+        f"{module.name:12}{counted:6} mutants{noticed:6} killed"
+        f"{len(unknown):5} survived{percent:7.1f} %"
+        f"{len(survivors) - len(unknown):5} equivalent"
     )
-    for outcome in outcomes:
+    for outcome in unknown:
         mutant = outcome.mutant
-        known = module.reason(mutant)
         was, becomes = mutant.changes(module.source)
-        place = f"{module.path.relative_to(ROOT)}:{mutant.line}"
-        if known is not None and outcome.noticed:
-            print(f"  {place}: is listed as equivalent, but {outcome.how}: {becomes}")
-        elif known is None and not outcome.noticed:
-            print(f"  {place}: {mutant.kind}: {outcome.how}\n    - {was}\n    + {becomes}")
-    changes = [(mutant.where, *mutant.changes(module.source)) for mutant in module.mutants]
-    for same in module.equivalents:
-        found = sum(same.covers(*change) for change in changes)
-        if found < len(same.mutants):
-            print(f"  of those listed as equivalent some do not exist: {same.where}: {same.part}")
+        place = f"{module.path.relative_to(ROOT)}:{mutant.line}: {mutant.where}"
+        print(f"  {place}: {mutant.kind}: {outcome.how}\n    - {was}\n    + {becomes}")
+    if len(outcomes) == len(module.mutants):
+        used = {module.excuse(outcome.mutant) for outcome in survivors}
+        for same in module.equivalents:
+            if same not in used:
+                print(f"  listed as equivalent for nothing: {same.where}: {same.part}")
     sys.stdout.flush()
     return percent
 

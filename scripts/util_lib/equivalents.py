@@ -1,12 +1,12 @@
 """Mutants that change nothing that anybody can see, and why: `scripts/mutate` does not count them.
 
 By module: where it is, the part of the line concerned, what mutants make of it, and the reason. An
-entry whose line has changed no longer matches: its mutants count again, and the tool says so.
+entry excuses survivors only. One whose line has changed excuses none, and the tool says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from attrs import frozen
 
@@ -17,7 +17,7 @@ class Same:
 
     where: str  # the function or class, with dots; empty: the module
     part: str  # of the line; comments are not looked at
-    mutants: Sequence[str]  # what becomes of the part
+    mutants: tuple[str, ...]  # what becomes of the part
     reason: str
 
     def covers(self, where: str, line: str, becomes: str) -> bool:
@@ -29,116 +29,136 @@ class Same:
         )
 
 
-EQUIVALENTS: Mapping[str, Sequence[Same]] = {
-    "backoff": [
+EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
+    "backoff": (
         Same(
             "",
             "_MAX_DOUBLINGS = 64",
-            ["_MAX_DOUBLINGS = 63", "_MAX_DOUBLINGS = 65"],
+            (
+                "_MAX_DOUBLINGS = 63",
+                "_MAX_DOUBLINGS = 65",
+            ),
             "it only keeps 2.0 ** n from overflowing; every delay is capped far below",
         ),
-    ],
-    "bounds": [
+    ),
+    "bounds": (
         Same(
             "",
             "FRESH_NS = -1",
-            ["FRESH_NS = -2"],
+            ("FRESH_NS = -2",),
             "any time before 1970 will do: it lies below every last `at`",
         ),
         Same(
             "",
             "NEVER_NS = 0",
-            ["NEVER_NS = -1", "NEVER_NS = 1"],
+            (
+                "NEVER_NS = -1",
+                "NEVER_NS = 1",
+            ),
             "no event is that old; less the window it lies below every last `at`",
         ),
         Same(
             "Lane.__init__",
             "self.entry = 0",
-            ["pass", "self.entry = -1", "self.entry = 1"],
+            (
+                "pass",
+                "self.entry = -1",
+                "self.entry = 1",
+            ),
             "it is set when a lane is first entered, and not asked before",
         ),
         Same(
             "Bounds.__init__",
             "self._numbers = 0",
-            ["self._numbers = 1"],
+            ("self._numbers = 1",),
             "numbers only differ from each other",
         ),
         Same(
             "Bounds._enter",
             "self._numbers += 1",
-            ["self._numbers -= 1", "self._numbers += 2"],
+            (
+                "self._numbers -= 1",
+                "self._numbers += 2",
+            ),
             "numbers only differ from each other",
         ),
         Same(
             "Bounds.closed",
             "lane.entry = 0",
-            ["lane.entry = -1"],
+            ("lane.entry = -1",),
             "any number will do that no entry has",
         ),
         Same(
             "Bounds.lowest",
             "*calm[0][1:3]) < fixed[0][:3]",
-            [
+            (
                 "*calm[0][1:4]) < fixed[0][:3]",
                 "*calm[0][1:3]) <= fixed[0][:3]",
                 "*calm[0][1:3]) < fixed[0][:4]",
-            ],
+            ),
             "the two are never alike as far as the name: one source has one valid entry",
         ),
         Same(
             "Bounds.lowest",
             "heapq.heappop(calm)",
-            ["pass"],
+            ("pass",),
             "of the second one: entering the lane anew makes that entry invalid",
         ),
         Same(
             "Bounds.lowest",
             "heapq.heappop(fixed)",
-            ["pass"],
+            ("pass",),
             "of the second one: entering the lane anew makes that entry invalid",
         ),
         Same(
             "Bounds._is_calm",
             "lane.last_at_ns <= self.drained_ns",
-            ["lane.last_at_ns < self.drained_ns"],
+            ("lane.last_at_ns < self.drained_ns",),
             "where both are the same, the bound is the same in either heap",
         ),
-    ],
-    "overlap": [
+    ),
+    "overlap": (
         Same(
-            "_Lead._forget", "break", ["continue"], "the condition stays true: it looks on in vain"
+            "_Lead._forget", "break", ("continue",), "the condition stays true: it looks on in vain"
         ),
-    ],
-    "skew": [
+    ),
+    "skew": (
         Same(
             "Skew.__init__",
             "self.low_ns = 0",
-            ["self.low_ns = -1", "self.low_ns = 1"],
+            (
+                "self.low_ns = -1",
+                "self.low_ns = 1",
+            ),
             "while `due_ns` is 0 every event is wanted, whatever is the least",
         ),
         Same(
             "Skew.__init__",
             "self._seen = 0",
-            ["pass", "self._seen = -1", "self._seen = 1"],
+            (
+                "pass",
+                "self._seen = -1",
+                "self._seen = 1",
+            ),
             "the first `observe` sets it to 0: there are no lows then",
         ),
         Same(
             "Skew.wants",
             "delay_ns < self.low_ns",
-            ["delay_ns <= self.low_ns"],
+            ("delay_ns <= self.low_ns",),
             "an event like the least of its bucket puts the same entry in the place of itself",
         ),
         Same(
             "Skew.observe",
             "lows[-1][1] >= delay_ns",
-            ["lows[-1][1] > delay_ns"],
+            ("lows[-1][1] > delay_ns",),
             "of two like samples the later one lasts longer, whether the earlier one goes or stays",
         ),
         Same(
             "Skew.observe",
             "target > self.applied_ns",
-            ["target >= self.applied_ns"],
+            ("target >= self.applied_ns",),
             "applying what is applied changes nothing and says so",
         ),
-    ],
+    ),
 }
