@@ -61,7 +61,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "limiter": (*_LIMITS, "virtual/test_upstream_gate.py"),
     "merging": ("unit/test_core_merging.py",),
     "overlap": ("unit/test_core_overlap.py",),
-    "rates": _LIMITS,
+    "rates": ("unit/test_core_rates.py", *_LIMITS),
     "resume": ("unit/test_core_resume.py", "virtual/test_upstream_docker.py"),
     "rotation": ("unit/test_core_rotation.py",),
     "skew": ("unit/test_core_skew.py",),

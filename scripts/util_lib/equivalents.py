@@ -122,6 +122,14 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
             "_Lead._forget", "break", ("continue",), "the condition stays true: it looks on in vain"
         ),
     ),
+    "rates": (
+        Same(
+            "Gcra.change",
+            "max(0.0, self._tat - now)",
+            ("max(-1.0, self._tat - now)",),
+            "a time before now counts as now wherever it is read",
+        ),
+    ),
     "skew": (
         Same(
             "Skew.__init__",

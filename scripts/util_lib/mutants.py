@@ -5,6 +5,8 @@ Rules
   difference shows what was changed and nothing else.
 - Left alone: docstrings and other strings, annotations, imports, `__slots__`, and the keywords by
   which classes are declared (`kw_only`, `repr` ...): the type checker has an eye on those.
+- Instead of what it returns a function returns nothing; instead of what counts as no, it does not:
+  where that matters, the type checker sees it.
 - A small number goes up and down by one, as a boundary would be missed. A large one is a size or a
   time somebody chose: by one more nobody would notice, so it is doubled and halved.
 - The order is that of the source; the same source gives the same mutants.
@@ -231,7 +233,7 @@ class _Finder:
             value = node.value
             if value is None:
                 yield self._mutant("drop", self._span(node), "pass", lines, node.lineno)
-            elif not (isinstance(value, ast.Constant) and value.value is None):
+            elif not (isinstance(value, ast.Constant) and not value.value):
                 yield self._mutant("return", self._span(value), "None", lines, node.lineno)
         elif isinstance(node, ast.AugAssign) and type(node.op) in _OPERATORS:
             token = {"-": "+", "+": "-"}.get(_OPERATORS[type(node.op)])
