@@ -217,5 +217,3 @@ class Lifecycle:
             raise HypermuxError(f"a source cannot go from {self.state} to {state}")
         self.state = state
         self.since_s = now
-        if state is not State.PROVING:
-            self._opened_s = None

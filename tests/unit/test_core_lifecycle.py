@@ -289,10 +289,14 @@ def test_a_replaced_connection_proves_itself_anew_and_forgets_nothing_unproven()
     assert (life.state, life.attempt, life.healthy_at()) == (State.PROVING, 1, 80.0)
     life.replaced(80.0)  # healthy by then, though nothing was heard
     assert (life.state, life.attempt, life.healthy_at()) == (State.PROVING, 0, 140.0)
+    life.healthy(140.0)
+    life.replaced(200.0)
+    assert (life.state, life.since_s, life.healthy_at()) == (State.PROVING, 200.0, 260.0)
 
 
 def test_it_begins_waiting() -> None:
     assert lifecycle().state is State.WAITING
+    assert lifecycle().since_s == 0.0
     assert lifecycle().attempt == 0
 
 
@@ -341,6 +345,9 @@ def test_health_before_draining_counts() -> None:
     life.opened(0.0)
     life.draining(61.0)
     assert life.attempt == 0
+    life.waiting(62.0)
+    # And it has worked: a refusal is not believed at once.
+    assert fail(life, verdict(Verdict.MISCONFIGURED), 63.0)[0] is State.BACKING_OFF
 
 
 @pytest.mark.parametrize("word", [Verdict.DENIED, Verdict.UNTRUSTED, Verdict.MISCONFIGURED])
@@ -421,6 +428,7 @@ def test_what_has_worked_is_not_given_up_at_the_first_refusal(word: Verdict) -> 
     life.waiting(61.0)
     pauses = [(first.state, first.delay_s)] + [fail(life, verdict(word)) for _ in range(20)]
     states = [state for state, _ in pauses]
+    assert PATIENCE == 16
     assert states[:PATIENCE] == [State.BACKING_OFF] * PATIENCE
     assert State.BACKING_OFF not in states[PATIENCE:]
     assert 120.0 < sum(delay for _, delay in pauses[:PATIENCE]) < 900.0
