@@ -6,6 +6,9 @@ and a server with the very same limit would refuse some. So each request passes 
 once more, right before it is sent. That waits for time alone, never for another source, so it
 cannot deadlock with what the allocator holds.
 
+Half of a burst is kept back for the way there: of requests that were sent in time, the later ones
+may be carried faster, and a server that has just let a whole burst in would refuse them.
+
 When a rate changes, what was promised at the old one holds no longer: whoever waits asks again,
 and the new rate starts used up.
 """
@@ -63,4 +66,6 @@ class Pacer:
         return self._gates[key]
 
     def _gate(self, rate: float | None) -> Gcra | None:
-        return None if rate is None else Gcra(rate, self._limits.connect_burst, self._since)
+        if rate is None:
+            return None
+        return Gcra(rate, (self._limits.connect_burst + 1) // 2, self._since)

@@ -18,7 +18,7 @@ import wsproto.utilities
 from attrs import define, field
 
 from hypermux.config.settings import ConnectionSettings, Source
-from hypermux.core import signing
+from hypermux.core import heartbeat, signing
 from hypermux.core.frames import FrameSplitter
 from hypermux.core.wording import printable
 from hypermux.model.accounts import Credential
@@ -35,7 +35,6 @@ PARTING_S = 5.0
 # How long the reader may still look for a better reason after a failed write.
 _REASON_S = 1.0
 _GOODBYES = {FailureKind.PROTOCOL: 1002, FailureKind.SILENT: None}
-_PING_JITTER = 0.1
 
 
 async def stream_websocket(
@@ -168,8 +167,7 @@ async def _keep_pinging(
 ) -> NoReturn:
     """Ping now and then; raises ConnectionFailed when nothing at all comes back in time."""
     while True:
-        jitter = rng.uniform(1 - _PING_JITTER, 1 + _PING_JITTER)
-        await trio.sleep(settings.ping_interval_s * jitter)
+        await trio.sleep(heartbeat.next_ping(settings.ping_interval_s, rng))
         with trio.move_on_after(settings.pong_timeout_s):
             await stream.ping()
             continue
