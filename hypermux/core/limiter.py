@@ -11,7 +11,7 @@ Rules
   these, however many slots its account holds, so that they do not starve a large account either:
   but never the last slot that an account with fewer waits for.
 - A throttled dial halves the rate that its account sees at its endpoint, once per wave: only dials
-  begun after the last decrease count. Each success after it gives back a twentieth. `Retry-After`
+  begun after the last decrease count. Each success after it gives back a hundredth. `Retry-After`
   stops the account at that endpoint altogether.
 - Limits may change at any time. What was used up stays used up, a new rate starts used up, a
   throttled rate stays the same part of what is configured. Where a count is lower than what is

@@ -281,11 +281,11 @@ def test_the_throttled_rate_has_a_floor_and_recovers() -> None:
     # Dialed before the rate fell last: what comes of it says nothing about the lower rate.
     assert limiter.succeeded(src("a/1"), 103.0) is None
     assert limiter.next_at(103.0) == pytest.approx(161.5)
-    limiter.succeeded(src("a/9"), 103.0)  # a twentieth of 8 per second more than the floor
+    limiter.succeeded(src("a/9"), 103.0)  # a hundredth of 8 per second more than the floor
     left = (161.5 - 103.0) / 60.0
-    assert limiter.next_at(103.0) == pytest.approx(103.0 + left / (0.4 + 1 / 60))
-    told = [limiter.succeeded(src("a/9"), 103.0) for _ in range(19)]
-    assert told[:-1] == [None] * 18
+    assert limiter.next_at(103.0) == pytest.approx(103.0 + left / (0.08 + 1 / 60))
+    told = [limiter.succeeded(src("a/9"), 103.0) for _ in range(99)]
+    assert told[:-1] == [None] * 98
     assert told[-1] == "endpoint host:1 for account a accepts connections at 8/s again"
     assert limiter.rates(103.0) == []
     assert names(limiter.grant(103.0)) == ["a/2"]

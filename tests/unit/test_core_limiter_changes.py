@@ -205,7 +205,7 @@ def test_a_throttled_rate_stays_the_same_part_of_what_is_configured() -> None:
     assert names(limiter.grant(2.0)) == ["a/1"]
     assert limiter.grant(2.9) == []
     assert limiter.next_at(2.9) == pytest.approx(3.0)
-    for _ in range(10):
+    for _ in range(50):
         limiter.succeeded(src("a/1"), 2.0)
     assert limiter.rates(2.0) == []
 
