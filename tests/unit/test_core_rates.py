@@ -27,9 +27,9 @@ def test_what_was_dialed_before_a_decrease_says_nothing() -> None:
     assert throttle.increase(limit, 100.0, 101.0) is False
     assert throttle.rate == 4.0
     throttle.increase(limit, 100.1, 101.0)
-    assert throttle.rate == pytest.approx(4.4)
+    assert throttle.rate == pytest.approx(4.08)
     assert throttle.decrease(limit, 100.1, 101.0) is True
-    assert throttle.rate == pytest.approx(2.2)
+    assert throttle.rate == pytest.approx(2.04)
 
 
 def test_a_rate_at_the_floor_falls_no_further_and_says_so() -> None:
