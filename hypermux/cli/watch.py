@@ -88,6 +88,7 @@ class PrettyEvents:
 @click.option("--path", default="/events/ws", show_default=True, help="With --addr: the path.")
 @click.option("--ca", type=PEM, help="With --addr: the authority to trust (PEM).")
 @click.option("--insecure", is_flag=True, help="With --addr: accept any certificate.")
+@click.option("--pin", multiple=True, metavar="sha256:…", help="With --addr: the server's key.")
 @click.option("--plain", is_flag=True, help="With --addr: no TLS.")
 @click.option(
     "--region-signing",
@@ -110,6 +111,7 @@ def command(
     path: str,
     ca: str | None,
     insecure: bool,
+    pin: tuple[str, ...],
     plain: bool,
     region_signing: RegionSigning,
     filters: tuple[str, ...],
@@ -129,9 +131,11 @@ def command(
     if sum([config is not None, bool(docker), addr is not None]) > 1:
         raise UsageFault("--config, --docker and --addr exclude each other")
     if addr is None and (
-        debug or access_key or secret_key_file or region or ca or insecure or plain
+        debug or access_key or secret_key_file or region or ca or insecure or pin or plain
     ):
-        raise UsageFault("--access-key, --region, --ca, --insecure, --plain, --debug need --addr")
+        raise UsageFault(
+            "--access-key, --region, --ca, --insecure, --pin, --plain, --debug need --addr"
+        )
     if pretty and output not in (None, "pretty"):
         raise UsageFault("--pretty and -o exclude each other")
     if addr is not None:
@@ -145,7 +149,11 @@ def command(
             endpoint,
             region,
             keys,
-            tls=Tls(verify=not insecure, ca=None if ca is None else os.path.abspath(ca)),
+            tls=Tls(
+                verify=not insecure,
+                ca=None if ca is None else os.path.abspath(ca),
+                pins=watching.pins_of(pin, plain=plain),
+            ),
             filters=read_filters(filters, HYPER_FIELDS),
             region_signing=region_signing,
         )

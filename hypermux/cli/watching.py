@@ -12,6 +12,7 @@ from attrs import define
 from hypermux.cli import handshake, stderr
 from hypermux.config import contexts, credentials
 from hypermux.config.settings import Account, Settings, SocketSettings, Source
+from hypermux.core import pins
 from hypermux.core.filters import Filters
 from hypermux.core.signing import DEFAULT_REGION, sign_upgrade
 from hypermux.core.verdicts import Judgement, Verdict
@@ -64,6 +65,16 @@ def hyper_endpoint(addr: str, path: str, *, plain: bool) -> Endpoint:
         return Endpoint.parse(f"{scheme}://{addr}{path}")
     except ValueError as error:
         raise UsageFault(f"--addr {addr}: {error}") from None
+
+
+def pins_of(given: Sequence[str], *, plain: bool) -> tuple[str, ...]:
+    """Return pins in their usual form. Raises UsageFault with what would be right."""
+    if given and plain:
+        raise UsageFault("--pin is for TLS, and --plain is without")
+    try:
+        return tuple(map(pins.parse, given))
+    except ValueError as error:
+        raise UsageFault(f"--pin {error}") from None
 
 
 def region_of(host: str) -> str:

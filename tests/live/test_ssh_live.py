@@ -15,8 +15,10 @@ import dockerd
 import pytest
 import trio
 import trio.lowlevel
+from processes import end, wait_until
 from sshd import Sshd, descendants, running_sshd
 from test_docker_live import Heard
+from test_resume_live import Watch
 
 from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.model.accounts import Endpoint, SourceId, Tls
@@ -329,3 +331,23 @@ async def test_many_at_once(server: Sshd, engine: dockerd.Engine) -> None:
         for stream in streams:
             nursery.start_soon(stream.aclose)
     assert all(stream.process.returncode is not None for stream in streams)
+
+
+def test_the_whole_service_over_ssh(server: Sshd, engine: dockerd.Engine, tmp_path: Path) -> None:
+    watch = Watch.of(engine, tmp_path, url=str(to(engine)))
+    with watch.running() as child:
+        names = watch.see("before-ssh")
+        helpers = descendants(child.pid)
+        assert helpers
+        end(child, signal.SIGKILL)
+        # Nobody is left to end them: their stdin is, and that is enough.
+        wait_until(lambda: not any(map(is_there, helpers)), "ssh to end by itself")
+    names += engine.volumes("down-ssh", 30)
+    with watch.running() as child:
+        names += watch.see("after-ssh")
+        helpers = descendants(child.pid)
+        assert end(child) == 0
+        assert not any(map(is_there, helpers))
+    assert [name for name in watch.created() if name.split("-")[0] != "over"] == names
+    assert len(watch.created(replayed=True)) == 30
+    assert [gap["cause"] for gap in watch.gaps] == ["start"]

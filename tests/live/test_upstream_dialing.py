@@ -185,10 +185,16 @@ async def test_certificates_that_do_not_verify(tmp_path: Path) -> None:
     authority = trustme.CA()
     tls = tls_files(tmp_path, authority)
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    future = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+    later = future + datetime.timedelta(days=1)
     cases = [
         (context_of(trustme.CA(), "localhost"), "authority that is not trusted"),
         (context_of(authority, "other.example"), "not for the name localhost"),
         (context_of(authority, "localhost", not_after=past), "has expired"),
+        (
+            context_of(authority, "localhost", not_before=future, not_after=later),
+            "is not valid yet (or this computer's clock is slow)",
+        ),
     ]
     for context, says in cases:
         async with serving(tls_handler(context)) as port:
@@ -268,6 +274,7 @@ async def test_want_of_descriptors_is_not_distrust(tmp_path: Path) -> None:
                 "tcp://localhost:9",
                 "tcp://no-such-name.invalid:9",
                 f"unix://{tmp_path}/s.sock",
+                "ssh://127.0.0.1:9",
             )
         ]
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -97,6 +98,28 @@ def test_pretty_keeps_integers_exact(tmp_path: Path) -> None:
     assert nanos
     assert all(re.search(rb"(\d{19})", line)[1].decode() in sent for line in nanos)  # type: ignore[index]
     assert lines[0] == b"{\n"
+
+
+def test_a_pin_instead_of_an_authority(tmp_path: Path) -> None:
+    with emulator(tmp_path, "--accounts", "1", "--regions", "us-west-1", "--rate", "5") as emulated:
+        options = single(emulated, tmp_path)[:-2]
+        wrong = run("watch", *options, "--insecure", "--pin", f"sha256:{'00' * 32}")
+        assert wrong.returncode == 69
+        found = re.search(r"it shows (sha256:\S{44})", wrong.stderr)
+        assert found is not None, wrong.stderr
+        assert run("watch", *options, "--insecure", "--pin", "nonsense").returncode == 64
+        with watching(*options, "--insecure", "--debug", "--pin", found[1]) as child:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            assert child.stdout.readline().startswith(b"{")
+            said = [child.stderr.readline().decode() for _ in range(4)]
+        curl = next(line for line in said if line.startswith("curl "))
+        assert f"--pinnedpubkey {found[1].replace(':', '//')}" in curl
+        once = [*shlex.split(curl), "--max-time", "2"]
+        done = subprocess.run(once, capture_output=True, timeout=20)
+        assert done.stdout.startswith(b"HTTP/1.1 101"), done
+        other = shlex.split(curl.replace(found[1][7:], "A" * 43 + "="))
+        assert subprocess.run(other, capture_output=True, timeout=20).returncode == 90
 
 
 def test_debug_prints_command_lines_that_work(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from attrs import define, evolve, field
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from loopback import context_of, dial_failure, serving, tls_files, tls_handler
+from processes import FAST, HYPERMUX, emulator, place
 
 from hypermux.core import pins
 from hypermux.model.accounts import Endpoint, Proxy, Secret, Tls
@@ -183,6 +187,33 @@ async def test_a_proxy_with_a_password(tmp_path: Path) -> None:
         assert wrong.kind is FailureKind.ACCESS
         assert "refuses the user and password (407 " in wrong.detail
         assert "canary" not in f"{missing}{wrong}"
+
+
+async def test_a_whole_watch_through_a_proxy(tmp_path: Path) -> None:
+    proxy = ConnectProxy(LOGIN)
+    with emulator(tmp_path, "--accounts", "2", "--regions", "us", "--rate", "20") as emulated:
+        async with serving(proxy) as port:
+            where = place(
+                tmp_path,
+                emulated.accounts,
+                FAST,
+                "[defaults]",
+                f'proxy = "http://{LOGIN.reveal()}@127.0.0.1:{port}"',
+            )
+            command = [*HYPERMUX, "watch", "-c", str(where.config), "-o", "json"]
+            async with trio.open_nursery() as nursery:
+                run = partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
+                child = await nursery.start(partial(run, capture_stderr=False, stderr=None))
+                seen = b""
+                with trio.fail_after(30):
+                    while len(set(re.findall(rb'"event",.*?"account":"([^"]+)"', seen))) < 2:
+                        seen += await child.stdout.receive_some()
+                child.terminate()
+                async for _ in child.stdout:
+                    pass
+    heads = b"".join(proxy.heads)
+    assert len(proxy.heads) == heads.count(b"CONNECT 127.0.0.1:") == 2
+    assert b"canary" not in seen
 
 
 REFUSALS = [
