@@ -26,17 +26,17 @@ from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
 from hypermux.core.quiet import Quiet
 from hypermux.core.rotation import Rotation
-from hypermux.core.verdicts import Judgement, Verdict, judge
+from hypermux.core.verdicts import Judgement, Verdict
 from hypermux.model.errors import Failure
 from hypermux.model.records import Gap, Item
-from hypermux.upstream.counters import Counters, Fall
-from hypermux.upstream.dialing import trust_of
+from hypermux.upstream.counters import Counters
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.judging import Judge
 from hypermux.upstream.link import Keys, Link, Transport
 from hypermux.upstream.sifting import Sieve
 from hypermux.upstream.succession import Succession
 from hypermux.upstream.telling import Outage, Teller
-from hypermux.upstream.transport import PROVEN, Opened
+from hypermux.upstream.transport import Opened
 
 log = logging.getLogger("hypermux.connection")
 
@@ -86,6 +86,7 @@ class Connection:
     sieve: Sieve = field(init=False)
     ending: tuple[str, str] = ("stopped", "hypermux stopped")
     next_try_s: float | None = None
+    _judge: Judge = field(init=False)
     _succession: Succession | None = None
     _parted: PartingCause | None = None  # why the link is ended by our own doing
     _parting: trio.Event = field(factory=trio.Event)
@@ -96,6 +97,9 @@ class Connection:
         self.quiet = Quiet(self.source.expect_event_within_s)
         self.teller = Teller(self.feed, self.clock, self.outage)
         self.sieve = Sieve(self.source, self.feed, self.clock, self.counters)
+        self._judge = Judge(
+            self.gate, self.keys, self.corrections, self.counters, self.teller, self.utc_ns
+        )
 
     async def run(self) -> None:
         """Keep the source connected until cancelled."""
@@ -315,8 +319,9 @@ class Connection:
     def _replacement_failed(self, link: Link) -> None:
         """The old link stays. Tell the limiter, and when to try again."""
         now = trio.current_time()
-        judgement, failure = self._judge(link)
-        self._heed(link, judgement, failure, denied=judgement.verdict is Verdict.DENIED)
+        judgement, failure = self._judge.judge(link, self.source)
+        denied = judgement.verdict is Verdict.DENIED
+        self._hurried |= self._judge.heed(link, self.source, judgement, failure, denied=denied)
         self.rotation.failed(judgement.verdict, now, retry_after_s=failure.retry_after_s)
         log.warning(
             "%s: a new connection did not take the old one's place, which stays: %s",
@@ -334,43 +339,14 @@ class Connection:
         if parted is not None and self.lifecycle.state is State.DRAINING:
             return 0.0, Rank.NEW if parted == "yielded" else Rank.LOST
         self._hurried = False
-        judgement, failure = self._judge(link)
+        judgement, failure = self._judge.judge(link, self.source)
         now = trio.current_time()
         pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
         denied = judgement.verdict is Verdict.DENIED or pause.state is State.DENIED
         self.teller.down(link, judgement)
-        self._heed(link, judgement, failure, denied=denied)
+        self._hurried |= self._judge.heed(link, self.source, judgement, failure, denied=denied)
         self.observer.failed(self.source, judgement, failure)
         return pause.delay_s, Rank.PROBE if self.given_up else Rank.LOST
-
-    def _judge(self, link: Link) -> tuple[Judgement, Failure]:
-        """Return what the end of a link means; it is the source's last failure."""
-        failure = link.failure
-        assert failure is not None  # it has ended
-        judgement = judge(
-            failure,
-            secure=trust_of(self.source.endpoint, self.source.tls) in PROVEN,
-            now_utc_ns=self.utc_ns(),
-            signed_offset_ns=link.sign_offset_ns,
-            opened=link.accepted is not None,
-        )
-        self.counters.fall = Fall(self.clock.now_ns(), judgement)
-        return judgement, failure
-
-    def _heed(self, link: Link, judgement: Judgement, failure: Failure, *, denied: bool) -> None:
-        """Take to heart what a failure says of the credential, the rate and our clock."""
-        if denied and self.keys.refused(self.source, link.credential):
-            self._hurried = True  # it has another key by now
-        if judgement.verdict is Verdict.THROTTLED:
-            self.gate.throttled(self.source.id, link.dialed_at, failure.retry_after_s)
-        if judgement.offset_ns is not None:
-            self._corrected(self.corrections.refused(self._address, judgement.offset_ns))
-
-    def _corrected(self, news: bool) -> None:
-        """Tell of a changed correction of our own clock, once for all sources that share it."""
-        if news:
-            offset_ns = self.corrections.of(self._address)
-            log.warning("%s: %s", self.source.id, self.teller.correction(offset_ns))
 
     @property
     def _address(self) -> str:
@@ -395,7 +371,6 @@ class Connection:
     def link_opened(self, link: Link, opened: Opened) -> None:
         """See `Owner`."""
         now = trio.current_time()
-        self.gate.succeeded(self.source.id)
         link.opened_ns = link.heard_ns = self.clock.now_ns()
         if link is self.link:
             self.lifecycle.opened(now)
@@ -403,9 +378,7 @@ class Connection:
             self.quiet.opened(now, link.opened_ns)
             self.teller.up(opened, self._remembered(opened))
             self.observer.opened(self.source)
-        if opened.date_ns is not None and opened.trust in PROVEN:
-            offset_ns = opened.date_ns - self.utc_ns()
-            self._corrected(self.corrections.accepted(self._address, offset_ns))
+        self._judge.accepted(self.source, opened)
         self._changed.set()
 
     def link_heard(self, link: Link) -> None:
