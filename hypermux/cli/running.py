@@ -24,7 +24,7 @@ from hypermux.service import (
     Seams,
     Service,
 )
-from hypermux.upstream.connection import Observer
+from hypermux.upstream.link import Observer
 
 log = logging.getLogger("hypermux.run")
 

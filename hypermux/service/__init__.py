@@ -47,8 +47,8 @@ from hypermux.model.records import Cursor, Gap, Item, StateChange
 from hypermux.model.status import ReloadStatus, Status
 from hypermux.service.reloading import Reloading, read_settings
 from hypermux.service.reporting import report
-from hypermux.upstream.connection import Observer
 from hypermux.upstream.dialing import SocketDialer
+from hypermux.upstream.link import Observer
 from hypermux.upstream.supervisor import Supervisor
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer

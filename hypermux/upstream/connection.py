@@ -11,9 +11,8 @@ means for the source (`upstream.telling`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Literal, Protocol
 
 import trio
 from attrs import define, field
@@ -26,16 +25,16 @@ from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Rank
 from hypermux.core.quiet import Quiet
 from hypermux.core.rotation import Rotation
-from hypermux.core.verdicts import Judgement, Verdict
-from hypermux.model.errors import Failure
-from hypermux.model.records import Gap, Item
+from hypermux.core.verdicts import Verdict
+from hypermux.model.records import Gap
 from hypermux.upstream.counters import Counters
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.incoming import Incoming
 from hypermux.upstream.judging import Judge
-from hypermux.upstream.link import Keys, Link, Transport
+from hypermux.upstream.link import Keys, Link, Observer, Transport
 from hypermux.upstream.sifting import Sieve
 from hypermux.upstream.succession import Succession
-from hypermux.upstream.telling import Outage, Teller
+from hypermux.upstream.telling import PARTINGS, Outage, PartingCause, Teller
 from hypermux.upstream.transport import Opened
 
 log = logging.getLogger("hypermux.connection")
@@ -44,19 +43,6 @@ log = logging.getLogger("hypermux.connection")
 # lost by that; a few events may stand in another order. Without it a server that sends events and
 # never pongs would have a source hold two slots for ever.
 PONG_PATIENCE_S = 10.0
-
-
-class Observer(Protocol):
-    """Hears what happens to sources, beside the stream; calls never wait."""
-
-    def dialing(self, source: Source) -> None:
-        """A dial begins."""
-
-    def opened(self, source: Source) -> None:
-        """A connection is open."""
-
-    def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
-        """A connection or a dial ended."""
 
 
 @define(eq=False)
@@ -83,11 +69,10 @@ class Connection:
     link: Link | None = None
     teller: Teller = field(init=False)
     quiet: Quiet = field(init=False)
-    sieve: Sieve = field(init=False)
+    incoming: Incoming = field(init=False)
     ending: tuple[str, str] = ("stopped", "hypermux stopped")
     next_try_s: float | None = None
     _judge: Judge = field(init=False)
-    _succession: Succession | None = None
     _parted: PartingCause | None = None  # why the link is ended by our own doing
     _parting: trio.Event = field(factory=trio.Event)
     _hurried: bool = False
@@ -96,7 +81,8 @@ class Connection:
     def __attrs_post_init__(self) -> None:
         self.quiet = Quiet(self.source.expect_event_within_s)
         self.teller = Teller(self.feed, self.clock, self.outage)
-        self.sieve = Sieve(self.source, self.feed, self.clock, self.counters)
+        sieve = Sieve(self.source, self.feed, self.clock, self.counters)
+        self.incoming = Incoming(sieve, self.counters)
         self._judge = Judge(
             self.gate, self.keys, self.corrections, self.counters, self.teller, self.utc_ns
         )
@@ -146,7 +132,7 @@ class Connection:
     def configure(self, source: Source) -> None:
         """Go by another configuration: what is done with events at once, the rest when dialing."""
         before, self.source = self.source, source
-        self.sieve = Sieve(source, self.feed, self.clock, self.counters)
+        self.incoming.sieve = Sieve(source, self.feed, self.clock, self.counters)
         if source.expect_event_within_s != before.expect_event_within_s:
             connected = self.link is not None and self.link.open
             within_s = source.expect_event_within_s
@@ -158,11 +144,6 @@ class Connection:
         pauses = settings.backoff
         self.lifecycle.retime(pauses.min_s, pauses.max_s, pauses.reset_after_s)
         self.rotation.retime(settings.rotate_after_s, pauses.min_s, pauses.max_s)
-
-    @property
-    def held(self) -> int:
-        """How many messages wait for a succession to be decided."""
-        return 0 if self._succession is None else self._succession.held
 
     async def _pause(self, delay_s: float) -> bool:
         """Wait; returns whether it was cut short by `renew`."""
@@ -227,7 +208,8 @@ class Connection:
             await self._part(link, self._parted)
             return link
         # One after another: the one replaced last may still be reading its end.
-        while self._succession is not None and not self._succession.old.ended.is_set():
+        last = self.incoming.succession
+        while last is not None and not last.old.ended.is_set():
             await self._wait_for_change()
         if link.control is None:
             # Nothing ends such streams at an age, and none can be replaced without a gap.
@@ -264,12 +246,12 @@ class Connection:
         self.lifecycle.draining(trio.current_time())
         link.part()
         await link.ended.wait()
-        self.teller.drained(link, cause, _PARTINGS[cause])
+        self.teller.drained(link, cause, PARTINGS[cause])
 
     async def _succeed(self, old: Link, nursery: trio.Nursery) -> Link:
         """Have a new link take an open one's place, on a slot of its own; return what is left."""
         new = self._begin(nursery)
-        succession = self._succession = Succession(old, new)
+        succession = self.incoming.succession = Succession(old, new)
         while not (new.accepted or new.ended.is_set() or old.ended.is_set()):
             await self._wait_for_change()
         if not old.ended.is_set() and new.open:
@@ -278,9 +260,7 @@ class Connection:
                 await _first_of(old.ended.wait, new.ended.wait, old.control.ping)
         if new.ended.is_set() and not old.ended.is_set():
             self._replacement_failed(new)
-            succession.new_ended()
-            self.counters.duplicate += succession.take_duplicates()
-            self._succession = None
+            self.incoming.given_up(succession)
             self.gate.release(self.source.id)
             return old
         self.link = new
@@ -297,9 +277,10 @@ class Connection:
     def _switch(self, succession: Succession) -> None:
         """The new link is the source's one from now on: let go what was held of it."""
         old, new, now = succession.old, succession.new, trio.current_time()
-        released = succession.old_ended(now) if old.ended.is_set() else succession.release()
-        self._take_in(released)
-        if old.ended.is_set():
+        if not old.ended.is_set():
+            self.incoming.decided(succession)
+        else:
+            self.incoming.old_ended(succession, now)
             # Whether the server counted the new one in before the old one's end, nobody knows.
             gap = Gap(old.heard_ns, max(old.heard_ns, new.opened_ns), "rotation", "possible")
             self.feed.deliver([gap], self.clock.now_ns(), more=new.more)
@@ -312,7 +293,7 @@ class Connection:
         try:
             succession.old.part()
             await succession.old.ended.wait()
-            self._take_in(succession.old_ended(trio.current_time()))
+            self.incoming.old_ended(succession, trio.current_time())
         finally:
             self.gate.release(self.source.id)
 
@@ -321,8 +302,10 @@ class Connection:
         now = trio.current_time()
         judgement, failure = self._judge.judge(link, self.source)
         denied = judgement.verdict is Verdict.DENIED
-        self._hurried |= self._judge.heed(link, self.source, judgement, failure, denied=denied)
+        another = self._judge.heed(link, self.source, judgement, failure, denied=denied)
         self.rotation.failed(judgement.verdict, now, retry_after_s=failure.retry_after_s)
+        if another:
+            self.rotation.renew(now)
         log.warning(
             "%s: a new connection did not take the old one's place, which stays: %s",
             self.source.id,
@@ -354,9 +337,9 @@ class Connection:
 
     def _stopped(self) -> None:
         """Record the end: a source that was up is down from now, by our own doing."""
-        if self._succession is not None:
+        if (succession := self.incoming.succession) is not None:
             # What was held is received, and goes on like anything else that was.
-            self._take_in(self._succession.old_ended(trio.current_time()))
+            self.incoming.old_ended(succession, trio.current_time())
         if self.link is not None:  # otherwise it was never up
             self.teller.drained(self.link, *self.ending)
         self.lifecycle.stopped(trio.current_time())
@@ -365,8 +348,7 @@ class Connection:
 
     def link_asking(self, link: Link) -> None:
         """See `Owner`."""
-        if self._succession is not None and link is self._succession.new:
-            self._succession.asking()
+        self.incoming.asking(link)
 
     def link_opened(self, link: Link, opened: Opened) -> None:
         """See `Owner`."""
@@ -376,7 +358,7 @@ class Connection:
             self.lifecycle.opened(now)
             self.rotation.opened(now)
             self.quiet.opened(now, link.opened_ns)
-            self.teller.up(opened, self._remembered(opened))
+            self.teller.up(opened, self.incoming.remembered(opened))
             self.observer.opened(self.source)
         self._judge.accepted(self.source, opened)
         self._changed.set()
@@ -391,15 +373,9 @@ class Connection:
 
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """See `Owner`."""
-        self.counters.received += len(messages)
         if self.quiet.within_s < inf and messages:
             self._heard_event()
-        if self._succession is not None and self._succession.over(trio.current_time()):
-            self._succession = None
-        if self._succession is None:
-            self.sieve.hand_on(messages, more=link.more)
-        else:
-            self._take_in(self._succession.received(link, messages))
+        self.incoming.received(link, messages, trio.current_time())
 
     def _heard_event(self) -> None:
         quiet = self.quiet
@@ -409,30 +385,11 @@ class Connection:
 
     def link_recovered(self, link: Link, messages: list[bytes], unsure_from_ns: int | None) -> None:
         """See `Owner`."""
-        self.teller.recovered(self.sieve.replayed(messages), unsure_from_ns)
+        self.teller.recovered(self.incoming.sieve.replayed(messages), unsure_from_ns)
 
     def link_ended(self, link: Link) -> None:
         """See `Owner`."""
         self._changed.set()
-
-    def _remembered(self, opened: Opened) -> list[Item]:
-        """Return what the upstream still knows of the outage.
-
-        What its state implies comes first: it is older than what it remembers.
-        """
-        resumption = opened.resumption
-        if resumption is None:
-            return []
-        synthetic = self.sieve.synthetic(resumption.synthetic)
-        return synthetic + self.sieve.replayed(resumption.replayed)
-
-    def _take_in(self, messages: list[bytes]) -> None:
-        """Hand on what the succession let pass. What it holds counts as not yet read."""
-        succession = self._succession
-        assert succession is not None
-        self.counters.duplicate += succession.take_duplicates()
-        more = succession.old.more or succession.new.more or succession.holding
-        self.sieve.hand_on(messages, more=more)
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
@@ -447,12 +404,4 @@ async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
             nursery.start_soon(run, wait)
 
 
-PartingCause = Literal["rotation", "yielded", "reload", "quiet"]
-
-_PARTINGS: Mapping[PartingCause, str] = {
-    "rotation": "the connection is replaced, and there is no spare slot for two",
-    "yielded": "gives its slot to a source that waits for one",
-    "reload": "the configuration has changed",
-    "quiet": "no event came for too long: connecting anew",
-}
 _PROBED = frozenset({State.DENIED, State.UNTRUSTED, State.MISCONFIGURED})

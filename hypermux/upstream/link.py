@@ -13,6 +13,7 @@ import trio
 from attrs import define, field
 
 from hypermux.config.settings import Source
+from hypermux.core.verdicts import Judgement
 from hypermux.model.accounts import Credential
 from hypermux.model.errors import ConfigurationFault, ConnectionFailed, Failure, FailureKind
 from hypermux.upstream.transport import Control, Listener, Opened
@@ -41,6 +42,19 @@ class Transport(Protocol):
         sign_offset_s: float,
     ) -> None:
         """Dial, read until the end."""
+
+
+class Observer(Protocol):
+    """Hears what happens to sources, beside the stream; calls never wait."""
+
+    def dialing(self, source: Source) -> None:
+        """A dial begins."""
+
+    def opened(self, source: Source) -> None:
+        """A connection is open."""
+
+    def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
+        """A connection or a dial ended."""
 
 
 class Owner(Protocol):

@@ -64,7 +64,7 @@ def source_status(connection: Connection, flow: Flow, now_s: float) -> SourceSta
             filtered=counters.filtered,
             redacted=counters.redacted,
             lost=share.lost,
-            in_flight=share.in_flight + connection.held,
+            in_flight=share.in_flight + connection.incoming.held,
             unparsed=share.recorded.unparsed,
         ),
         gaps=Gaps(count=share.recorded.gaps, total_seconds=share.recorded.gap_ns / 1e9),

@@ -19,13 +19,13 @@ from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Credential, SourceId
 from hypermux.model.status import SourceStatus
 from hypermux.upstream.aside import Asides
-from hypermux.upstream.connection import Connection, Observer
+from hypermux.upstream.connection import Connection
 from hypermux.upstream.counters import Counters
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.docker_memory import Keeper, Memory
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.keys import KeyRing
-from hypermux.upstream.link import Transport
+from hypermux.upstream.link import Observer, Transport
 from hypermux.upstream.pacing import PacedDialer
 from hypermux.upstream.sifting import reading
 from hypermux.upstream.status import Flow, source_status

@@ -7,7 +7,8 @@ Certainty is `possible`: nobody can know whether there was anything to miss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from attrs import define, frozen
 
@@ -81,7 +82,7 @@ class Teller:
         self._tell(judgement.verdict, judgement.cause, judgement.reason)
 
     def drained(self, link: Link, cause: str, reason: str) -> None:
-        """Tell of an outage by our own doing: its cause is one of `OUR_OWN`."""
+        """Tell of an outage by our own doing."""
         if self.outage is None:
             self._fall(link, cause)
             self._tell(None, cause, reason)
@@ -151,5 +152,13 @@ _TRUST = {
 # An end that came in its place behind all data: nothing sent before it is missing. Of all other
 # ends only what was heard before them is certain.
 _ORDERLY = frozenset({FailureKind.CLOSE, FailureKind.EOF, FailureKind.PROTOCOL})
+PartingCause = Literal["rotation", "yielded", "reload", "quiet"]
+
+PARTINGS: Mapping[PartingCause, str] = {
+    "rotation": "the connection is replaced, and there is no spare slot for two",
+    "yielded": "gives its slot to a source that waits for one",
+    "reload": "the configuration has changed",
+    "quiet": "no event came for too long: connecting anew",
+}
 # Causes of outages that no failure began.
-OUR_OWN = frozenset({"start", "rotation", "yielded", "reload", "quiet"})
+OUR_OWN = frozenset({"start", *PARTINGS})

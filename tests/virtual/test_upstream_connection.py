@@ -257,13 +257,13 @@ async def test_excluded_events_are_counted_as_filtered(
     async def attempt(listener: Listener) -> None:
         assert isinstance(listener, Link)
         assert isinstance(listener.owner, Connection)
-        listener.owner.sieve.source = evolve(SOURCE, exclude_events=("sta*",))
+        listener.owner.incoming.sieve.source = evolve(SOURCE, exclude_events=("sta*",))
         listener.opened(Opened(None, "off"))
         listener.received([EVENT, EVENT.replace(b"start", b"die")], more=False)
         await trio.sleep_forever()
 
     played = await play(attempt)
-    counters = played.connection.sieve.counters
+    counters = played.connection.counters
     assert (counters.received, counters.filtered) == (2, 1)
     assert sum(isinstance(item, Event) for item in played.tape.items) == 1
 
@@ -275,7 +275,9 @@ async def test_what_matches_is_taken_out_and_counted(
         assert isinstance(listener, Link)
         assert isinstance(listener.owner, Connection)
         # What is excluded is judged by what it was.
-        listener.owner.sieve.source = evolve(SOURCE, redact=("start|die",), exclude_events=("die",))
+        listener.owner.incoming.sieve.source = evolve(
+            SOURCE, redact=("start|die",), exclude_events=("die",)
+        )
         listener.opened(Opened(None, "off"))
         other = EVENT.replace(b"start", b"stop")
         messages = [EVENT, EVENT.replace(b"start", b"die"), other, b"start: no event"]
@@ -283,7 +285,7 @@ async def test_what_matches_is_taken_out_and_counted(
         await trio.sleep_forever()
 
     played = await play(attempt)
-    counters = played.connection.sieve.counters
+    counters = played.connection.counters
     assert (counters.received, counters.filtered, counters.redacted) == (4, 1, 3)
     shown = [i.raw for i in played.tape.items if isinstance(i, Event)]
     assert shown == [EVENT.replace(b"start", b"***"), EVENT.replace(b"start", b"stop")]

@@ -204,7 +204,7 @@ async def test_an_old_connection_is_replaced_without_a_gap(
     assert world.causes() == ["start"]
     assert [s.state for s in world.tape.states] == ["down", "up", "down"]
     assert_unbroken(world)
-    counters = world.connection.sieve.counters
+    counters = world.connection.counters
     assert counters.duplicate > 0
     assert counters.received == len(world.events) + counters.duplicate
     assert world.server.most == 2
@@ -314,7 +314,7 @@ async def test_what_is_held_at_a_stop_is_not_forgotten(
 ) -> None:
     world = await live(Server([1.0, 0.001]), seconds=10.5, rotate_after_s=10.0, every_s=0.1)
     assert len(world.server.dialed_at) == 2
-    counters = world.connection.sieve.counters
+    counters = world.connection.counters
     assert counters.received == len(world.events) + counters.duplicate
     last_by_new = world.server.sent[-2]
     assert last_by_new in world.events
