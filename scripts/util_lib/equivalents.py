@@ -169,4 +169,18 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
             "applying what is applied changes nothing and says so",
         ),
     ),
+    "verdicts": (
+        Same(
+            "_row",
+            "code = -1",
+            ("code = (1)", "code = -0", "code = -2"),
+            "any number will do that no row but the last one of all holds",
+        ),
+        Same(
+            "_clock_words",
+            "offset_ns > 0",
+            ("offset_ns >= 0", "offset_ns > -1", "offset_ns > 1"),
+            "it is minutes away from 0 by then",
+        ),
+    ),
 }

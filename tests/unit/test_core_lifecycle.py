@@ -89,6 +89,33 @@ def test_a_judgement_says_what_it_means_and_what_was_seen() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "codes", "says"),
+    [
+        (HTTP, [None, -1, 0, 299, 600, 700], "what answers is no event stream"),
+        (HTTP, [402, 499], "the server rejects the request"),
+        (HTTP, [501, 505, 599], "the server fails"),
+        (HTTP, [503], "the server is not available now"),
+        (CLOSE, [None, 999, 1004, 1006, 1015, 2999, 5000], "a code that means nothing"),
+        (CLOSE, [1000], "the server ended the stream"),
+        (CLOSE, [501, 600], "a code that means nothing"),
+        (CLOSE, [3001, 3999], "a code of its framework"),
+        (CLOSE, [4000, 4999], "a code of its own"),
+    ],
+)
+def test_a_code_outside_the_registry_is_called_that(
+    kind: FailureKind, codes: list[int | None], says: str
+) -> None:
+    for code in codes:
+        reason = judge(Failure(kind, "x", code), secure=True, now_utc_ns=NOW).reason
+        assert reason.endswith(f"{says}: x"), code
+
+
+def test_a_failure_is_of_the_handshake_unless_said_otherwise() -> None:
+    failure = Failure(FailureKind.EOF, "x")
+    assert judge(failure, secure=True, now_utc_ns=NOW).reason == "the server hung up: x"
+
+
 @hypothesis.settings(max_examples=200, deadline=None)
 @hypothesis.given(
     st.sampled_from(FailureKind),
@@ -116,6 +143,7 @@ def test_each_row_has_a_sentence_of_its_own() -> None:
 @pytest.mark.parametrize("code", [1012, 1013])
 def test_who_asks_for_time_gets_it(code: int) -> None:
     judgement = judge(Failure(CLOSE, "x", code), secure=True, now_utc_ns=NOW, opened=True)
+    assert judgement.away_s == (5.0, 30.0)
     delays = []
     for seed in range(200):
         life = lifecycle(seed)
@@ -192,6 +220,10 @@ def test_a_skewed_clock_says_which_way() -> None:
     behind = Failure(HTTP, "401", 401, date_ns=NOW + 300 * S)
     assert judge(behind, secure=True, now_utc_ns=NOW).reason == (
         "our clock is 300 s behind the server's: 401"
+    )
+    least = Failure(HTTP, "401", 401, date_ns=NOW - 4 * MINUTE)
+    assert judge(least, secure=True, now_utc_ns=NOW).reason == (
+        "our clock is 240 s ahead of the server's: 401"
     )
     far = Failure(HTTP, "401", 401, date_ns=NOW + 3 * DAY)
     assert judge(far, secure=True, now_utc_ns=NOW).reason == (
