@@ -52,6 +52,7 @@ class Rotation:
     def opened(self, now: float) -> None:
         """A connection has opened: the next one is due when it is old."""
         self._failures = 0
+        self._skewed = False
         self.cause = "rotation"
         if self.rotate_after_s is None:
             self._old_s = inf

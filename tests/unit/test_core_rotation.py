@@ -24,7 +24,8 @@ def test_connections_of_one_moment_are_due_over_the_spread() -> None:
         schedule = rotation(seed=seed)
         schedule.opened(100.0)
         ages.append(schedule.due_s - 100.0)
-    least, most = 20 * HOUR * (1 - SPREAD), 20 * HOUR
+    assert SPREAD == 0.15
+    least, most = 17 * HOUR, 20 * HOUR
     assert least <= min(ages) < least + 0.02 * HOUR
     assert most - 0.02 * HOUR < max(ages) <= most
     in_the_first_half = sum(age < (least + most) / 2 for age in ages)
@@ -34,7 +35,7 @@ def test_connections_of_one_moment_are_due_over_the_spread() -> None:
 def test_all_is_over_before_a_server_cuts_at_a_day() -> None:
     schedule = rotation()
     schedule.opened(0.0)
-    assert schedule.patient_until(20 * HOUR) < 21 * HOUR
+    assert schedule.patient_until(20 * HOUR) == pytest.approx(20.4 * HOUR)
 
 
 def test_nothing_is_due_by_age_where_nothing_is_configured() -> None:
@@ -55,6 +56,39 @@ def test_a_renewed_credential_is_due_now_and_hands_nothing_over_before_its_age()
     schedule.opened(60.0)
     assert schedule.cause == "rotation"
     assert schedule.patient_until(60.0) == pytest.approx(60.0 + SPARE_PATIENCE * 20 * HOUR)
+
+
+def test_a_renewed_credential_past_its_age_waits_from_now() -> None:
+    schedule = rotation()
+    assert (schedule.due_s, schedule.patient_until(5.0)) == (inf, 5.0 + 0.4 * HOUR)
+    schedule.opened(0.0)
+    schedule.renew(21 * HOUR)
+    assert schedule.patient_until(21 * HOUR) == pytest.approx(21.4 * HOUR)
+
+
+def test_a_renewed_credential_is_tried_without_the_delays_of_the_last_one() -> None:
+    schedule = rotation()
+    for _ in range(10):
+        schedule.failed(Verdict.RETRY, 0.0)
+    schedule.renew(5.0)
+    schedule.failed(Verdict.RETRY, 5.0)
+    assert schedule.due_s <= 6.0
+
+
+def test_other_times_count_from_the_next_connection_on() -> None:
+    schedule = rotation()
+    schedule.opened(0.0)
+    due_s = schedule.due_s
+    schedule.retime(2 * HOUR, 100.0, 200.0)
+    assert schedule.due_s == due_s
+    schedule.failed(Verdict.RETRY, 0.0)
+    assert 100.0 <= schedule.due_s <= 200.0
+    schedule.opened(0.0)
+    assert 1.7 * HOUR <= schedule.due_s <= 2 * HOUR
+    schedule.renew(1.0)
+    schedule.retime(None, 100.0, 200.0)
+    schedule.opened(0.0)
+    assert schedule.due_s == inf
 
 
 def test_a_replacement_that_fails_is_tried_again_with_backoff() -> None:
@@ -84,6 +118,13 @@ def test_a_clock_that_stays_off_is_not_asked_about_hot() -> None:
     assert schedule.due_s < 60.0
     schedule.failed(Verdict.SKEWED, 10.0)
     assert schedule.due_s >= 10.0 + PROBE_MIN_S
+    schedule = rotation()
+    for verdict in (Verdict.SKEWED, Verdict.RETRY, Verdict.SKEWED):
+        schedule.failed(verdict, 0.0)
+        assert schedule.due_s < 60.0
+    schedule.opened(0.0)  # that one passed: the next may be corrected once more
+    schedule.failed(Verdict.SKEWED, 0.0)
+    assert schedule.due_s < 60.0
 
 
 def test_an_opened_one_forgets_failures() -> None:
