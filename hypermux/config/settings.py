@@ -117,11 +117,26 @@ class BufferSettings:
 
 
 @frozen
+class RetainSettings:
+    """`[journal] retain`: closed segments go, oldest first, beyond either of these."""
+
+    size: int = 10 * 1024 * MIB
+    age_s: float = 30 * 86400.0
+
+
+@frozen
 class JournalSettings:
-    """`[journal]`: `fsync` is "commit", "never", or the least number of seconds between syncs."""
+    """`[journal]`: `fsync` is "commit", "never", or the least number of seconds between syncs.
+
+    A segment ends when it has `segment_size` or is `segment_age_s` old. While less than
+    `keep_free` bytes are free, closed segments go before `retain` says so.
+    """
 
     fsync: Literal["commit", "never"] | float = "commit"
     segment_size: int = 128 * MIB
+    segment_age_s: float = 86400.0
+    retain: RetainSettings = RetainSettings()
+    keep_free: int = 1024 * MIB
     checkpoint_interval_s: float = 10.0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any, Literal
 
-from attrs import evolve, fields, frozen
+from attrs import Factory, evolve, fields, frozen
 
 from hypermux.config.credentials import access_key_fault, secret_key_fault
 from hypermux.config.settings import (
@@ -25,6 +25,7 @@ from hypermux.config.settings import (
     LogSettings,
     MergeSettings,
     OnQuiet,
+    RetainSettings,
 )
 from hypermux.config.shape import (
     Key,
@@ -93,6 +94,16 @@ class SocketTable:
 @frozen
 class _SegmentTable:
     size: int = 128 * MIB
+    age_s: float = 86400.0
+
+
+@frozen
+class _JournalTable:
+    fsync: Literal["commit", "never"] | float = "commit"
+    segment: _SegmentTable = Factory(_SegmentTable)
+    retain: RetainSettings = Factory(RetainSettings)
+    keep_free: int = 1024 * MIB
+    checkpoint_interval_s: float = 10.0
 
 
 def _access_key(value: Any) -> str:
@@ -281,7 +292,43 @@ account = table(
     on_quiet=Key("on_quiet", choice("report", "redial")),
 )
 
-_segment = table(_SegmentTable, size=Key("size", size("64KiB", "1TiB")))
+_journal = table(
+    _JournalTable,
+    fsync=Key("fsync", _fsync),
+    segment=Key(
+        "segment",
+        table(
+            _SegmentTable,
+            size=Key("size", size("64KiB", "1TiB")),
+            age_s=Key("age", duration("1s", "365d")),
+        ),
+    ),
+    retain=Key(
+        "retain",
+        table(
+            RetainSettings,
+            # Nobody means to keep less than one segment of the smallest size.
+            size=Key("size", size("64KiB", "1024TiB")),
+            age_s=Key("age", duration("1s", "36500d")),
+        ),
+    ),
+    keep_free=Key("keep_free", size("0B", "1024TiB")),
+    checkpoint_interval_s=Key("checkpoint_interval", duration("100ms", "1h")),
+)
+
+
+def journal(value: Any) -> JournalSettings:
+    """Read `[journal]`. Raises Wrong."""
+    found = _journal(value)
+    return JournalSettings(
+        fsync=found.fsync,
+        segment_size=found.segment.size,
+        segment_age_s=found.segment.age_s,
+        retain=found.retain,
+        keep_free=found.keep_free,
+        checkpoint_interval_s=found.checkpoint_interval_s,
+    )
+
 
 limits = table(
     LimitSettings,
@@ -317,12 +364,6 @@ buffer = table(
     BufferSettings,
     size=Key("size", size("64KiB", "1TiB")),
     per_source=Key("per_source", size("4KiB", "1TiB")),
-)
-journal = table(
-    JournalSettings,
-    fsync=Key("fsync", _fsync),
-    segment_size=Key("segment", lambda value: _segment(value).size),
-    checkpoint_interval_s=Key("checkpoint_interval", duration("100ms", "1h")),
 )
 socket = table(
     SocketTable,

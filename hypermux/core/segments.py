@@ -30,6 +30,7 @@ CURRENT = "current.ndjson"
 _HIDDEN = 64
 
 _NAME = re.compile(r"(\d{20})\.ndjson", re.ASCII)
+_BESIDE = re.compile(r"(\d{20})\.(?:sources|index|[^.]+\.torn)", re.ASCII)
 
 
 def segment_name(first_seq: int) -> str:
@@ -51,6 +52,12 @@ def first_seqs(names: list[str]) -> list[int]:
     """Return the first seq of every segment among the file names, in order."""
     matches = (_NAME.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in matches if match is not None)
+
+
+def beside(name: str) -> int | None:
+    """Return the seq in the name of a file that lies beside segments, None for any other file."""
+    match = _BESIDE.fullmatch(name)
+    return None if match is None else int(match[1])
 
 
 def split_lines(data: bytes) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The journal's one writer: append, sync, rotate. The only truth about what was seen.
+"""The journal's one writer: append, sync, rotate, retain. The only truth about what was seen.
 
     journal.toml                  format, the epochs and where each began
     <20-digit first seq>.ndjson   a segment; never renamed or truncated by rotation
@@ -21,9 +21,10 @@ from attrs import define, evolve, field
 
 from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
-from hypermux.core.segments import Epoch, first_seqs, segment_name
+from hypermux.core.segments import Epoch, segment_name
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.opening import MANIFEST, Manifest, Opening, begin_segment
+from hypermux.downstream.retention import Retention
 from hypermux.downstream.storage import Appender, Lock, Storage, translated, write_all
 from hypermux.model.errors import DiskFault, Unreachable
 
@@ -36,8 +37,8 @@ class Journal:
 
     `position` is how far readers may see: after `open` all that was kept, and synced; then, by
     `fsync`, what was synced ("commit", a duration) or written ("never"). `durable_seq` is the last
-    synced seq, `next_seq` the one to number next, `first_seq` the oldest kept. `coverage` is true
-    after the last record at `open`; from then on whoever encodes records applies them to it.
+    synced seq, `next_seq` the one to number next. `coverage` is true after the last record at
+    `open`; from then on whoever encodes records applies them to it. `retention` knows what is kept.
     `cut` is the bytes that recovery cut off. `epoch_reason` says why this start began an epoch,
     None when it did not, or only because the journal is new.
     """
@@ -45,7 +46,7 @@ class Journal:
     directory: Path
     manifest: Manifest
     coverage: Coverage
-    first_seq: int
+    retention: Retention
     position: Position
     cut: int
     epoch_reason: str | None
@@ -57,6 +58,7 @@ class Journal:
     durable_seq: int = field(init=False)
     _synced_s: float | None = field(init=False, default=None)
     _broken: str | None = field(init=False, default=None)
+    _aged: bool = field(init=False, default=False)
     _closed: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
@@ -94,6 +96,7 @@ class Journal:
             )
             with translated(directory, "open the journal in"):
                 found = opening.run()
+                retention = Retention.begin(directory, storage, settings, found.first_seq)
         except BaseException:
             lock.close()
             raise
@@ -101,7 +104,7 @@ class Journal:
             directory,
             found.manifest,
             found.coverage,
-            found.first_seq,
+            retention,
             found.position,
             found.cut,
             found.epoch_reason,
@@ -122,6 +125,19 @@ class Journal:
         return self.manifest.epochs
 
     @property
+    def first_seq(self) -> int:
+        """The seq of the oldest record that is kept, or of the next one when there is none."""
+        return self.retention.first_seq
+
+    @property
+    def oldest_ns(self) -> int | None:
+        """When the oldest record that is kept came (nanoseconds since 1970), None without one.
+
+        What lies between it and now is what retention covers.
+        """
+        return self.retention.oldest_ns
+
+    @property
     def next_seq(self) -> int:
         """The seq of the first record of the next commit."""
         return self._end.seq + 1
@@ -129,7 +145,7 @@ class Journal:
     @property
     def rotation_due(self) -> bool:
         """Whether the next commit begins a segment, and so needs `sources`."""
-        return self._end.offset >= self._settings.segment_size
+        return self._aged or self._end.offset >= self._settings.segment_size
 
     @property
     def sync_due_s(self) -> float | None:
@@ -182,12 +198,18 @@ class Journal:
             raise
         return self.position
 
-    def look_for_removed(self) -> None:
-        """Notice old segments that an operator has removed: readers begin behind them."""
-        with translated(self.directory, "list"):
-            segments = first_seqs(self._storage.names(self.directory))
-        if segments:
-            self.first_seq = segments[0]
+    def tend(self, now_ns: int) -> list[str]:
+        """Do what is due now and then: end an old segment, remove the oldest, look at the disk.
+
+        Returns what is to be told in the journal, in sentences. `now_ns` is on the clock of
+        `received`. Raises nothing: what the disk refuses here is tried again the next time.
+        """
+        told = self.retention.tend(now_ns)
+        if self._end.seq >= self._end.segment:
+            began_ns = self.retention.began_ns(self._end.segment)
+            age_ns = int(self._settings.segment_age_s * 1e9)
+            self._aged = began_ns is not None and now_ns - began_ns >= age_ns
+        return told
 
     def close(self) -> None:
         """Sync what is not synced and let the journal go. Raises DiskFault; closed it is."""
@@ -240,3 +262,4 @@ class Journal:
         self._file.close()
         self._file = file
         self._end = Position(first_seq, 0, first_seq - 1)
+        self._aged = False

@@ -19,7 +19,7 @@ import tomli_w
 from attrs import define, evolve, frozen
 
 from hypermux.core.coverage import Coverage
-from hypermux.core.recording import BadLine, Parsed, rfc3339
+from hypermux.core.recording import BadLine, Parsed, parse_rfc3339, rfc3339
 from hypermux.core.segments import (
     CURRENT,
     Bad,
@@ -80,6 +80,14 @@ class Manifest:
             for epoch, began in zip(self.epochs, self.began, strict=True)
         ]
         return tomli_w.dumps(data).encode()
+
+    @property
+    def began_ns(self) -> int:
+        """When the journal began (nanoseconds since 1970), 0 when nobody knows."""
+        try:
+            return parse_rfc3339(self.began[0])
+        except ValueError:
+            return 0
 
     def with_epoch(self, name: str, first_seq: int, now_ns: int) -> Manifest:
         """Return the manifest with one more epoch."""

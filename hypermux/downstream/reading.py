@@ -3,20 +3,27 @@
 Any number of readers, each with its own files and its own place; none of them holds anything but
 its place. Lines are handed on as they are, and counted, which is all it takes to know a seq: a
 segment's name is the seq of its first line, and no seq is left out.
+
+What was removed before a reader got it is told by one line in its place: a gap with the cause
+`retention` and the seq of the last removed record, so that a cursor taken from it is right. The
+line is in no file; the gap begins with the reader's last record, or else with the journal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import define, field
 
+from hypermux.core.recording import BadLine, Encoder, parse_line
 from hypermux.core.segments import Epoch, first_seqs, line_end, segment_name
 from hypermux.downstream.horizon import Position
+from hypermux.downstream.retention import first_received_ns
 from hypermux.downstream.storage import Slice, Storage, translated
-from hypermux.model.errors import DamagedData
-from hypermux.model.records import Cursor
+from hypermux.model.errors import DamagedData, DiskFault
+from hypermux.model.records import Cursor, Gap
 
 # What a reader holds in memory: a thousand readers of this size are 64 MiB. It is what a unix
 # socket takes well at once; reads over 128 KiB cost three times as much per byte. A longer record
@@ -30,14 +37,16 @@ class JournalReader:
     """A place in the journal, just behind record `after`; 0 is before the first one ever.
 
     Making one costs nothing; `read` and `close` block. `near` is a position known to be good: a
-    reader that starts exactly there need not search. The caller checks a cursor from outside with
-    `resolve_cursor` first.
+    reader that starts exactly there need not search. `began_ns` is a time before which the
+    journal has nothing. The caller checks a cursor from outside with `resolve_cursor` first.
     """
 
     directory: Path
     storage: Storage
     _seq: int = field(alias="after", kw_only=True)
     _near: Position | None = field(default=None, alias="near", kw_only=True)
+    _began_ns: int = field(default=0, alias="began_ns", kw_only=True)
+    _last_line: bytes = field(init=False, default=b"")
     _segment: int = field(init=False, default=0)
     _offset: int = field(init=False, default=0)
     _file: Slice | None = field(init=False, default=None)
@@ -56,15 +65,20 @@ class JournalReader:
         """
         while self._seq < upto.seq:
             file = self._file or self._start()
+            if file is None:
+                return self._pass_removed()
             if self._segment == upto.segment:
                 data = self._lines(file, max_bytes, upto.offset)
                 if not data:
                     raise self._missing(upto.seq)
-                self._offset += len(data)
+                self._advance(data)
                 at_end = self._offset == upto.offset
                 self._seq = upto.seq if at_end else self._seq + data.count(b"\n")
                 return data
             end_seq = self._end_seq or self._find_end()
+            if end_seq is None:
+                self.close()
+                return self._pass_removed()
             left = end_seq - 1 - self._seq
             if left > 0:
                 data = self._lines(file, max_bytes, None)
@@ -74,11 +88,16 @@ class JournalReader:
                 if count > left:
                     # The next segment holds these again: what is behind them here is void.
                     data, count = data[: line_end(data, left)], left
-                self._offset += len(data)
+                self._advance(data)
                 self._seq += count
                 return data
-            self._enter(end_seq, 0)
+            self.close()
+            self._near = Position(end_seq, 0, self._seq)
         return b""
+
+    def _advance(self, data: bytes) -> None:
+        self._offset += len(data)
+        self._last_line = data[data.rfind(b"\n", 0, -1) + 1 :]
 
     def skip(self, to: Position) -> None:
         """Go on from `to`; the caller has what lies before it from elsewhere."""
@@ -94,11 +113,39 @@ class JournalReader:
             self._file.close()
             self._file = None
 
-    def _start(self) -> Slice:
+    def _start(self) -> Slice | None:
+        """Open the file of the next record; return None when the record is no longer kept."""
         near, self._near = self._near, None
-        if near is not None and near.seq == self._seq:
+        try:
+            if near is None or near.seq != self._seq:
+                near = Position(*locate(self.directory, self.storage, self._seq + 1), self._seq)
             return self._enter(near.segment, near.offset)
-        return self._enter(*locate(self.directory, self.storage, self._seq + 1))
+        except (DamagedData, DiskFault):
+            # Not there is one thing, removed is another: then all that is older has gone, too.
+            if self._oldest() <= self._seq + 1:
+                raise
+            return None
+
+    def _oldest(self) -> int:
+        with translated(self.directory, "list"):
+            segments = first_seqs(self.storage.names(self.directory))
+        return segments[0] if segments else 0
+
+    def _pass_removed(self) -> bytes:
+        """Go on with the oldest record; return the line that stands for those before it."""
+        oldest = self._oldest()
+        path = self.directory / segment_name(oldest)
+        with translated(path, "read"):
+            to_ns = first_received_ns(self.storage, path)
+        from_ns = self._began_ns
+        if self._last_line:
+            with suppress(BadLine):
+                from_ns = parse_line(self._last_line).received_ns
+        to_ns = max(from_ns, from_ns if to_ns is None else to_ns)
+        gap = Gap(from_ns, to_ns, "retention", "proven", oldest - 1 - self._seq)
+        line = Encoder().encode(oldest - 1, gap, source=None, at_ns=to_ns, received_ns=to_ns)
+        self._seq, self._near = oldest - 1, Position(oldest, 0, oldest - 1)
+        return line
 
     def _enter(self, segment: int, offset: int) -> Slice:
         self.close()
@@ -111,15 +158,20 @@ class JournalReader:
     def _path(self) -> Path:
         return self.directory / segment_name(self._segment)
 
-    def _find_end(self) -> int:
-        """Return the first seq of the next segment; there is one, or this would be the last."""
+    def _find_end(self) -> int | None:
+        """Return the first seq of the next segment; there is one, or this would be the last.
+
+        None when ours was removed: where it ends can no longer be known.
+        """
         with translated(self.directory, "list"):
             segments = first_seqs(self.storage.names(self.directory))
         later = [first_seq for first_seq in segments if first_seq > self._segment]
         if not later:
             raise DamagedData(f"the segments after {self._path} are gone")
-        self._end_seq = later[0]
-        return later[0]
+        self._end_seq = later[0] if self._segment in segments else None
+        if self._end_seq is None and later != segments:
+            raise DamagedData(f"{self._path} is gone, but not what is older")
+        return self._end_seq
 
     def _lines(self, file: Slice, size: int, limit: int | None) -> bytes:
         """Return whole lines from the present offset, at least one; none at the end."""
@@ -171,12 +223,11 @@ def locate(directory: Path, storage: Storage, seq: int) -> tuple[int, int]:
     return segment, offset
 
 
-def resolve_cursor(
-    cursor: Cursor, epochs: Sequence[Epoch], first_seq: int, next_seq: int
-) -> int | str:
+def resolve_cursor(cursor: Cursor, epochs: Sequence[Epoch], next_seq: int) -> int | str:
     """Return the seq after which a reader with `cursor` goes on, or why it cannot.
 
-    `first_seq` is the oldest record kept, `next_seq` the one after the last shown.
+    `next_seq` is the record after the last shown. That the next ones may have been removed is a
+    matter for the reader, which tells it in their place.
     """
     index = next((i for i, epoch in enumerate(epochs) if epoch.name == cursor.epoch), None)
     if index is None:
@@ -189,9 +240,4 @@ def resolve_cursor(
         )
     if cursor.seq >= next_seq:
         return f"the cursor is ahead of this journal, whose last record is {next_seq - 1}"
-    if cursor.seq + 1 < first_seq:
-        return (
-            f"records up to {first_seq - 1} are no longer kept: "
-            f"go on after {epochs[-1].name}:{first_seq - 1}"
-        )
     return cursor.seq

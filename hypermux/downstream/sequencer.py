@@ -239,7 +239,9 @@ class Sequencer:
         if now_s >= self._checkpoint_at_s:
             self._checkpoint_at_s = now_s + self.checkpoint_interval_s
             await self._write_own(Checkpoint(self._through_ns(drained_ns)))
-            await self.run_sync(self.journal.look_for_removed)
+            for told in await self.run_sync(self.journal.tend, self.clock.now_ns()):
+                log.warning("%s", told)
+                await self._write_own(StateChange("disk", told))
 
     def _take_arrivals(self) -> None:
         merger = self.merger

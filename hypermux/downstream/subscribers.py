@@ -70,9 +70,9 @@ class Statistics:
 class Subscribers:
     """Serves every reader of one socket.
 
-    `open_reader(seq)` gives the journal behind record `seq`, 0 for its oldest. `resolve` turns a
-    cursor into such a seq, or into a sentence that says why it cannot be. `routes` are what HTTP
-    can ask for.
+    `open_reader(seq)` gives the journal behind record `seq`. `resolve` turns a cursor into such a
+    seq, or into a sentence that says why it cannot be; `oldest` gives the one before all records
+    that are kept. `routes` are what HTTP can ask for.
     """
 
     settings: SocketSettings
@@ -81,6 +81,7 @@ class Subscribers:
     resolve: Resolve
     run_sync: RunSync
     routes: Routes = field(factory=dict)
+    oldest: Callable[[], int] = lambda: 0
     http: HttpServer = field(init=False)
     _connections: int = 0
     _active: int = 0
@@ -275,7 +276,8 @@ class _Subscriber:
         shown, so that a late request neither repeats nor skips any.
         """
         if request.after != "live":
-            seq = 0 if request.after == "start" else self.server.resolve(request.after)
+            server, after = self.server, request.after
+            seq = server.oldest() if after == "start" else server.resolve(after)
             if isinstance(seq, str):
                 return Refusal("cursor", seq)
             self._walk.close()

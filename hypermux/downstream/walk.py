@@ -43,7 +43,7 @@ class RunSync(Protocol):
         """Return what `function(*args)` returns."""
 
 
-# Gives the journal behind a record (0: its oldest), without blocking: opening waits for `read`.
+# Gives the journal behind a record, without blocking: opening waits for `read`.
 OpenReader = Callable[[int], RecordSource]
 
 

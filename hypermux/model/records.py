@@ -72,10 +72,11 @@ class StateChange:
     """A source's connectivity, or the service's: `state` is a word of the table below.
 
     up, down: a source's; quiet, active: no event came over an open connection for too long, and
-    again one; clock: an offset or a step of the wall clock; epoch: a new epoch; start, stop: the
-    service's own; config: a changed configuration. `from_ns` is when an outage or a quiet began,
-    `cause` is the word the outage's gap will carry, `reason` is one plain sentence. `anchor` comes
-    with the `up` of a source whose upstream remembers its events; see `core.resume`.
+    again one; clock: an offset or a step of the wall clock; epoch: a new epoch; disk: what the disk
+    refused or lacks; start, stop: the service's own; config: a changed configuration. `from_ns` is
+    when an outage or a quiet began, `cause` is the word the outage's gap will carry, `reason` is
+    one plain sentence. `anchor` comes with the `up` of a source whose upstream remembers its
+    events; see `core.resume`.
     """
 
     state: str

@@ -158,21 +158,25 @@ class Service:
     _started_ns: int = field(init=False, default=0)
 
     def open_reader(self, after: int) -> JournalReader:
-        """Return a reader of the journal that starts behind record `after`.
-
-        What lay before the oldest record that is kept is passed over: 0 means "the start".
-        """
+        """Return a reader of the journal that starts behind record `after`."""
         journal = self.journal
-        after = max(after, journal.first_seq - 1)
         return JournalReader(
-            journal.directory, self.seams.storage, after=after, near=self.horizon.position
+            journal.directory,
+            self.seams.storage,
+            after=after,
+            near=self.horizon.position,
+            began_ns=journal.manifest.began_ns,
         )
 
     def resolve(self, cursor: Cursor) -> int | str:
         """Return the seq that `cursor` stands for, or why a reader cannot go on from it."""
         journal = self.journal
         shown = self.horizon.position.seq
-        return resolve_cursor(cursor, journal.epochs, journal.first_seq, shown + 1)
+        return resolve_cursor(cursor, journal.epochs, shown + 1)
+
+    def oldest(self) -> int:
+        """Return the seq after which the records begin that are kept."""
+        return self.journal.first_seq - 1
 
     async def run(
         self,
@@ -286,6 +290,7 @@ class Service:
             self.horizon,
             self.open_reader,
             resolve=self.resolve,
+            oldest=self.oldest,
             run_sync=seams.reader_runner,
             routes=self._routes(),
         )

@@ -204,7 +204,7 @@ async def serving(folder: Path, **changes: Any) -> AsyncIterator[Server]:
     settings = SocketSettings(folder / "run" / "h.sock", **changes)
 
     def resolve(cursor: Cursor) -> int | str:
-        return resolve_cursor(cursor, journal.epochs, journal.first_seq, horizon.position.seq + 1)
+        return resolve_cursor(cursor, journal.epochs, horizon.position.seq + 1)
 
     async with trio.open_nursery() as nursery:
 

@@ -128,7 +128,9 @@ def test_a_whole_file(tmp_path: Path) -> None:
         window = "200ms"
         [journal]
         fsync = "100ms"
-        segment = { size = "1MiB" }
+        segment = { size = "1MiB", age = "2h" }
+        retain = { size = "1GiB" }
+        keep_free = "0B"
         [socket]
         path = "s.sock"
         mode = "0660"
@@ -155,7 +157,10 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert settings.connection.backoff == BackoffSettings(min_s=1.0)
     assert settings.merge.window_s == 0.2
     assert settings.journal.fsync == 0.1
-    assert settings.journal.segment_size == 1 << 20
+    journal = settings.journal
+    assert (journal.segment_size, journal.segment_age_s) == (1 << 20, 7200)
+    assert (journal.retain.size, journal.retain.age_s) == (1 << 30, 30 * 86400)
+    assert journal.keep_free == 0
     assert settings.warnings == ()
 
 
@@ -464,8 +469,10 @@ def test_one_line_wrong_in_a_docker_account(tmp_path: Path, line: str, problem: 
         ('state_dir = ""', "state_dir: is empty"),
         ("include = 'x'", "include: is not an array"),
         ("include = ['gone.toml']", "include[0]: there is no such file"),
-        ("[journal]\nretain = { size = '1GiB' }", "journal.retain: is not a known key"),
-        ("[journal]\nsegment = { age = '1d' }", "journal.segment.age: is not a known key"),
+        ("[journal]\nretain = { bytes = '1GiB' }", "journal.retain.bytes: is not a known key"),
+        ("[journal]\nretain = '1GiB'", "journal.retain: is not a table; its keys are age, size"),
+        ("[journal]\nsegment = { age = 1 }", "journal.segment.age: has no unit"),
+        ("[journal]\nkeep_free = 1", "journal.keep_free: has no unit"),
         ("[journal]\nfsync = 'always'", 'journal.fsync: is none of "commit"'),
         ("[journal]\nfsync = true", 'journal.fsync: has no unit: write "1s"'),
         ("[http]\n", "http: is not a known table or key"),

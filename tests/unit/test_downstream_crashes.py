@@ -146,7 +146,7 @@ def check(
         coverage.apply(p.source, p.item, p.at_ns)
     assert coverage == journal.coverage
     for cursor, seen in shown:
-        found = resolve_cursor(cursor, journal.epochs, 1, journal.next_seq)
+        found = resolve_cursor(cursor, journal.epochs, journal.next_seq)
         if every or isinstance(found, int):
             assert found == cursor.seq
             assert lines[:found] == seen[:found]

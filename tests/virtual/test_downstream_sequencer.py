@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from hypermux.config.settings import JournalSettings
+from hypermux.config.settings import JournalSettings, RetainSettings
 from hypermux.core.clock import StreamClock
 from hypermux.core.intake import ITEM_OVERHEAD, Budget
 from hypermux.core.merging import Merger
@@ -33,12 +33,14 @@ A, B = SourceId("a", "r"), SourceId("b", "r")
 class Bench:
     """A sequencer, its clock and its disk. `slow_s`: how long each call to the disk takes."""
 
-    def __init__(self, *, slow_s: float = 0.0, buffer: int = 1 << 20) -> None:
+    def __init__(
+        self, *, slow_s: float = 0.0, buffer: int = 1 << 20, how: JournalSettings | None = None
+    ) -> None:
         self.storage = MemoryStorage()
         self.clock = StreamClock(trio.current_time, lambda: START_NS)
         self.slow_s = slow_s
         journal = Journal.open(
-            PLACE, self.storage, JournalSettings(), new_epoch=lambda: "e1", now_ns=START_NS
+            PLACE, self.storage, how or JournalSettings(), new_epoch=lambda: "e1", now_ns=START_NS
         )
         self.sequencer = Sequencer(
             inbox=Inbox(Budget(buffer, buffer)),
@@ -143,6 +145,29 @@ async def test_a_checkpoint_reaches_no_further_than_what_is_written(
         assert checkpoint["through"] < "2023-11-14T22:13:29.99"
         assert not any(r["kind"] == "event" for r in bench.records)
         inbox.close(bench.clock.now_ns())
+
+
+async def test_segments_end_by_age_go_by_age_and_a_full_disk_is_told(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    how = JournalSettings(segment_age_s=60.0, retain=RetainSettings(age_s=150.0))
+    bench = Bench(how=how)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.sequencer.run)
+        await trio.sleep(1000)
+        files = sorted(p for p in bench.storage.files if p.suffix == ".ndjson")
+        # A checkpoint every 10 s; a segment of 60 to 70 s; what is younger than 150 s, and one on.
+        assert 3 <= len(files) <= 5
+        journal = bench.sequencer.journal
+        assert journal.oldest_ns is not None
+        assert 150 <= (bench.clock.now_ns() - journal.oldest_ns) / 10**9 <= 240
+        assert not any(r.get("state") == "disk" for r in bench.records)
+        bench.storage.free_bytes = 5
+        await trio.sleep(400)
+        assert any(r.get("state") == "disk" for r in bench.records)
+        assert "were removed for room" in caplog.text
+        assert caplog.text.count("there is no old segment left to remove") == 1
+        bench.sequencer.inbox.close(bench.clock.now_ns())
 
 
 async def test_a_failing_disk_ends_it(autojump_clock: trio.testing.MockClock) -> None:
