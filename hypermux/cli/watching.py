@@ -183,6 +183,9 @@ class Announcer:
             self._say(source, "connected, watching event now:")
         self._opened = True
 
+    def replaced(self, source: Source) -> None:
+        """Another connection has taken the open one's place: nothing that a watcher sees."""
+
     def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
         """A connection or a dial ended."""
         if self._sole and not self._opened and judgement.verdict is not Verdict.SKEWED:

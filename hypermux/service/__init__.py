@@ -79,6 +79,10 @@ class LoggedObserver:
         self._told.pop(source.id, None)
         log.info("%s: up", source.id)
 
+    def replaced(self, source: Source) -> None:
+        """Another connection has taken the open one's place."""
+        log.info("%s: a new connection has taken the old one's place", source.id)
+
     def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
         """A connection or a dial ended."""
         level = logging.DEBUG if self._told.get(source.id) == judgement.cause else logging.WARNING

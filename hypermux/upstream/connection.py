@@ -286,7 +286,7 @@ class Connection:
             self.feed.deliver([gap], self.clock.now_ns(), more=new.more)
         self.lifecycle.replaced(now)
         self.rotation.opened(now)
-        self.observer.opened(self.source)
+        self.observer.replaced(self.source)
 
     async def _retire(self, succession: Succession) -> None:
         """Read the old link to its end, and give its slot back."""

@@ -53,6 +53,9 @@ class Observer(Protocol):
     def opened(self, source: Source) -> None:
         """A connection is open."""
 
+    def replaced(self, source: Source) -> None:
+        """Another connection has taken the open one's place."""
+
     def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
         """A connection or a dial ended."""
 
