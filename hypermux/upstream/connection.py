@@ -171,11 +171,11 @@ class Connection:
     def _dial(self, nursery: trio.Nursery) -> Link:
         """Begin the only link of the source."""
         self.lifecycle.dialing(trio.current_time())
+        self.observer.dialing(self.source)
         self.link = self._begin(nursery)
         return self.link
 
     def _begin(self, nursery: trio.Nursery) -> Link:
-        self.observer.dialing(self.source)
         offset_ns = self.corrections.of(self._address)
         link = Link(self.source, self, trio.current_time(), offset_ns)
         nursery.start_soon(link.run, self.keys, self.transport)
