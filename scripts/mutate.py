@@ -65,6 +65,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "resume": ("unit/test_core_resume.py", "virtual/test_upstream_docker.py"),
     "rotation": ("unit/test_core_rotation.py",),
     "skew": ("unit/test_core_skew.py",),
+    "throttling": ("unit/test_core_throttling.py", *_LIMITS),
     "turns": _LIMITS,
     "verdicts": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
     "yielding": _LIMITS,

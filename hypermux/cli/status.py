@@ -22,7 +22,7 @@ from hypermux.core.rendering import duration
 from hypermux.core.wording import printable
 from hypermux.downstream.asking import ask
 from hypermux.model.errors import Unreachable
-from hypermux.model.status import FORMAT, SourceStatus, Status
+from hypermux.model.status import FORMAT, SourceStatus, Status, Throttled
 
 # A service under full load answers within a round of its loop; this covers a stopped disk.
 ANSWER_S = 10.0
@@ -180,7 +180,7 @@ def _lines(status: Status) -> list[tuple[str, str]]:
     ]
     lines += [
         (
-            f"the server {pair.endpoint} asked account {pair.account} for fewer connects: "
+            f"the server {pair.endpoint} asked {_whom(pair)} for fewer connects: "
             f"{format_rate(float(f'{pair.connect_rate_per_second:.3g}'))} now",
             "yellow",
         )
@@ -198,6 +198,10 @@ def _lines(status: Status) -> list[tuple[str, str]]:
             )
             lines += [(f"  {problem}", "red") for problem in reload.problems]
     return lines
+
+
+def _whom(throttled: Throttled) -> str:
+    return "all accounts" if throttled.account is None else f"account {throttled.account}"
 
 
 def _ago(status: Status, moment: str | None) -> str:

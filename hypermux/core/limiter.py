@@ -10,9 +10,7 @@ Rules
   do not starve the new ones. And every `FAVOUR`th permit goes to whoever has waited longest of
   these, however many slots its account holds, so that they do not starve a large account either:
   but never the last slot that an account with fewer waits for.
-- A throttled dial halves the rate that its account sees at its endpoint, once per wave: only dials
-  begun after the last decrease count. Each success after it gives back a hundredth. `Retry-After`
-  stops the account at that endpoint altogether.
+- A server may bring the rate of its endpoint down, for one account or for all: `core.throttling`.
 - Limits may change at any time. What was used up stays used up, a new rate starts used up, a
   throttled rate stays the same part of what is configured. Where a count is lower than what is
   held nobody gets a slot, until those whom `core.yielding` names have given theirs back.
@@ -32,7 +30,8 @@ from attrs import frozen
 from hypermux.core import rates, yielding
 from hypermux.core.pacing import Pacer
 from hypermux.core.rates import Gcra, Limit
-from hypermux.core.turns import Line, Pair, Place, Turns
+from hypermux.core.throttling import Pair, Throttled, Throttles
+from hypermux.core.turns import Line, Place, Turns
 from hypermux.core.yielding import Slot
 from hypermux.model.accounts import Limits, SourceId
 from hypermux.model.errors import HypermuxError
@@ -43,8 +42,6 @@ PATIENCE_S = 120.0
 PATIENCE_CHECK_S = 10.0
 # The part of all permits that those get: enough to end every wait, too little to undo the order.
 FAVOUR = 4
-# What a throttled dial halves where no rate is configured at all.
-UNLIMITED_PER_S = 10.0
 
 
 class Rank(IntEnum):
@@ -73,20 +70,6 @@ class _Dial:
     granted_at: float
 
 
-@frozen
-class Throttled:
-    """What a server has brought an account's dials at its endpoint down to, per second.
-
-    `stopped_until` is the end of its `Retry-After` (monotonic seconds), if it gave one.
-    """
-
-    account: str
-    address: str
-    rate: float
-    configured: float
-    stopped_until: float | None
-
-
 class Allocator:
     """Grants permits; the module's docstring has the rules. `now` is monotonic seconds."""
 
@@ -102,7 +85,7 @@ class Allocator:
         self._rate = Limit("the process", gate=self._gate(limits.whole.connect_rate))
         # By kind and name: slots, and the rate.
         self._places: dict[tuple[str, str], tuple[Place, Place]] = {}
-        self._pairs: dict[tuple[str, str], Pair] = {}
+        self._throttles = Throttles(limits)
         self._lines: dict[tuple[Rank, str, str, bool], Line] = {}
         self._account_lines: dict[str, list[Line]] = {}
         self._impatient: list[Line] = []
@@ -209,9 +192,7 @@ class Allocator:
             cap = limits.of_account(name) if kind == "account" else limits.per_endpoint
             slots.cap = cap.max_connections
             rate.gate = rates.changed(rate.gate, cap.connect_rate, burst, now)
-        for (account, _), pair in self._pairs.items():
-            pair.throttle.reconfigure(pair, self._configured(account), now)
-        places = itertools.chain([self._whole], *self._places.values(), self._pairs.values())
+        places = itertools.chain([self._whole], *self._places.values(), self._throttles.places)
         self._turns.restart(self._lines.values(), places)
         return yielding.surplus(self._holding)
 
@@ -224,12 +205,10 @@ class Allocator:
         dial = self._last_dial.get(source)
         if dial is None:
             return None
-        pair = dial.pair
-        recovered = pair.throttle.increase(pair, dial.granted_at, now)
-        self._turns.opened(pair)
-        if not recovered:
-            return None
-        return f"{pair.name} accepts connections at {_rate(pair.throttle.rate)} again"
+        told = self._throttles.accepted(dial.pair, dial.granted_at, now)
+        for place in (dial.pair, dial.pair.crowd):
+            self._turns.opened(place)
+        return told
 
     def throttled(
         self, source: SourceId, dialed_at: float, retry_after_s: float | None, now: float
@@ -243,28 +222,11 @@ class Allocator:
         dial = self._last_dial.get(source)
         if dial is None:
             return None
-        pair = dial.pair
-        fell = pair.throttle.decrease(pair, dialed_at, now)
-        if retry_after_s is not None:
-            pair.throttle.stop(pair, retry_after_s, now)
-        if not fell:
-            return None
-        rate, configured = _rate(pair.throttle.rate), _rate(pair.throttle.configured)
-        return f"{pair.name} asks for fewer connections: now {rate}, configured {configured}"
+        return self._throttles.refused(dial.pair, dialed_at, retry_after_s, now)
 
     def rates(self, now: float) -> list[Throttled]:
         """Return every rate that is lower than configured, because its server asked for it."""
-        return [
-            Throttled(
-                account,
-                address,
-                pair.throttle.rate,
-                pair.throttle.configured,
-                pair.stopped_until if pair.stopped_until > now else None,
-            )
-            for (account, address), pair in sorted(self._pairs.items(), key=lambda item: item[0])
-            if pair.gate is not None or pair.stopped_until > now
-        ]
+        return self._throttles.current(now)
 
     def why(self, source: SourceId) -> str:
         """Say in plain words what the source waits for, as of the last call that had a time."""
@@ -276,12 +238,6 @@ class Allocator:
 
     def _gate(self, rate: float | None) -> Gcra | None:
         return rates.changed(None, rate, self._limits.connect_burst, self._since)
-
-    def _configured(self, account: str) -> float:
-        """Return the lowest rate that an account's dials at one endpoint are configured to."""
-        caps = self._limits.whole, self._limits.of_account(account), self._limits.per_endpoint
-        known = (cap.connect_rate for cap in caps)
-        return min((rate for rate in known if rate is not None), default=UNLIMITED_PER_S)
 
     def _place(self, kind: str, name: str) -> tuple[Place, Place]:
         known = self._places.get((kind, name))
@@ -302,18 +258,13 @@ class Allocator:
             return line
         account_slots, account_rate = self._place("account", account)
         endpoint_slots, endpoint_rate = self._place("endpoint", address)
-        pair = self._pairs.get((account, address))
-        if pair is None:
-            configured = self._configured(account)
-            name = f"endpoint {address} for account {account}"
-            pair = Pair(name, throttle=rates.Throttle(configured, configured))
-            self._pairs[account, address] = pair
+        pair = self._throttles.pair(account, address)
         slots: tuple[Place, ...] = () if handover else (account_slots, endpoint_slots, self._whole)
         line = Line(
             rank=rank,
             address=address,
             account=account_slots,
-            limits=(*slots, account_rate, endpoint_rate, pair),
+            limits=(*slots, account_rate, endpoint_rate, pair.crowd, pair),
             slots=slots,
             home=account_rate,
             pair=pair,
@@ -342,7 +293,9 @@ class Allocator:
             for place in line.slots:
                 place.held += 1
             self._holding.setdefault(source, deque()).append(Slot(line, next(self._numbers)))
-        self._last_dial[source] = _Dial(line.pair, now)
+        pair = self._throttles.pair(source.account, line.address)
+        pair.dials(now)
+        self._last_dial[source] = _Dial(pair, now)
         return source
 
     def _lose_patience(self, now: float) -> None:
@@ -397,21 +350,13 @@ class Allocator:
         for (_, account, _, _), line in self._lines.items():
             self._account_lines.setdefault(account, []).append(line)
         used = {(account, address) for _, account, address, _ in self._lines}
-        self._pairs = {
-            key: pair
-            for key, pair in self._pairs.items()
-            if key in used or pair.gate is not None or pair.stopped_until > now
-        }
-        pairs = set(self._pairs.values())
+        self._throttles.change(self._limits, used, now)
+        pairs = set(self._throttles.pairs)
         self._last_dial = {
             source: dial
             for source, dial in self._last_dial.items()
             if dial.pair in pairs and (source in self._holding or source in self._requests)
         }
-        names = {("account", account) for account, _ in self._pairs}
-        names |= {("endpoint", address) for _, address in self._pairs}
+        names = {("account", pair.account) for pair in pairs}
+        names |= {("endpoint", pair.address) for pair in pairs}
         self._places = {key: places for key, places in self._places.items() if key in names}
-
-
-def _rate(per_s: float) -> str:
-    return f"{per_s:.3g}/s" if per_s >= 0.1 else f"{per_s * 60:.3g}/min"

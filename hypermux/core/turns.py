@@ -39,13 +39,6 @@ class Place(rates.Limit):
 
 
 @define(eq=False)
-class Pair(Place):
-    """An endpoint as one account sees it: no limit until the server throttles a dial."""
-
-    throttle: rates.Throttle = field(kw_only=True)
-
-
-@define(eq=False)
 class Line:
     """Who waits in one rank for one account at one endpoint, for the same permits."""
 
@@ -58,7 +51,8 @@ class Line:
     limits: tuple[Place, ...]
     slots: tuple[Place, ...]
     home: Place
-    pair: Pair
+    # Its account at its endpoint.
+    pair: Place
     # source -> ticket, the smallest ticket first
     queue: dict[SourceId, int] = field(factory=dict)
     # The number of its one valid entry in a heap; None: it has none, nobody waits.

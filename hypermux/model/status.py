@@ -122,9 +122,12 @@ class SubscriberStatus:
 
 @frozen(kw_only=True)
 class Throttled:
-    """An account at an endpoint whose server asked for fewer dials: what of its rate is left."""
+    """An endpoint whose server asked for fewer dials: what of the rate is left.
 
-    account: str
+    Of an account's, or where that is null of all accounts' together.
+    """
+
+    account: str | None
     endpoint: str
     connect_rate_per_second: float
 

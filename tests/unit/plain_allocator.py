@@ -12,8 +12,9 @@ from math import inf
 
 from attrs import define, field, frozen
 
-from hypermux.core.limiter import FAVOUR, PATIENCE_CHECK_S, PATIENCE_S, UNLIMITED_PER_S, Rank
+from hypermux.core.limiter import FAVOUR, PATIENCE_CHECK_S, PATIENCE_S, Rank
 from hypermux.core.rates import FLOOR_PER_S, RECOVERY, Gcra
+from hypermux.core.throttling import CROWD, CROWD_S, SPARSE_S, UNLIMITED_PER_S
 from hypermux.model.accounts import Cap, Limits, SourceId
 
 PROCESS = "process"
@@ -30,13 +31,40 @@ class Wish:
 
 @define(eq=False)
 class Slow:
-    """What a server has brought one account's dials at one endpoint down to."""
+    """What a server has brought dials at one endpoint down to: one account's, or all."""
 
     configured: float
     rate: float
     gate: Gcra | None = None
     decreased_at: float = -inf
     stopped_until: float = -inf
+    denied: bool = False
+    times: list[float] = field(factory=list)
+    refused: list[tuple[float, str]] = field(factory=list)
+
+    def halve(self, dialed_at: float, now: float) -> bool:
+        if dialed_at <= self.decreased_at:
+            return False
+        before, self.rate = self.rate, max(self.rate / 2, min(FLOOR_PER_S, self.configured))
+        self.gate, self.decreased_at = Gcra(self.rate, 1, now), now
+        return self.rate < before
+
+    def recover(self, dialed_at: float, now: float) -> bool:
+        if self.gate is None or dialed_at <= self.decreased_at:
+            return False
+        self.rate = min(self.configured, self.rate + RECOVERY * self.configured)
+        if self.rate < self.configured:
+            self.gate.change(self.rate, now)
+            return False
+        self.gate = None
+        return True
+
+    def reconfigure(self, configured: float, now: float) -> None:
+        part = self.rate / self.configured
+        self.configured = self.rate = configured
+        if self.gate is not None:
+            self.rate = max(part * configured, min(FLOOR_PER_S, configured))
+            self.gate.change(self.rate, now)
 
 
 @define(eq=False)
@@ -48,6 +76,7 @@ class Plain:
     holding: dict[SourceId, list[tuple[str, int]]] = field(factory=lambda: defaultdict(list))
     gates: dict[str, Gcra] = field(factory=dict)
     slow: dict[tuple[str, str], Slow] = field(factory=dict)
+    crowds: dict[str, Slow] = field(factory=dict)
     last: dict[SourceId, tuple[tuple[str, str], float]] = field(factory=dict)
     impatient: set[tuple[str, str, bool]] = field(factory=set)
     look_at: float = PATIENCE_S
@@ -85,8 +114,11 @@ class Plain:
             for name, _ in self.caps(source, address)
         )
 
-    def configured(self, source: SourceId, address: str) -> float:
-        rates = (cap.connect_rate for _, cap in self.caps(source, address))
+    def configured(self, account: str | None) -> float:
+        caps = [self.limits.whole, self.limits.per_endpoint]
+        if account is not None:
+            caps.append(self.cap(f"@{account}"))
+        rates = (cap.connect_rate for cap in caps)
         return min((rate for rate in rates if rate is not None), default=UNLIMITED_PER_S)
 
     def gate(self, name: str, cap: Cap) -> Gcra | None:
@@ -102,8 +134,9 @@ class Plain:
         self, source: SourceId, address: str, rank: Rank, now: float, handover: bool
     ) -> None:
         pair = source.account, address
-        configured = self.configured(source, address)
-        self.slow.setdefault(pair, Slow(configured, configured))
+        own, common = self.configured(source.account), self.configured(None)
+        self.slow.setdefault(pair, Slow(own, own))
+        self.crowds.setdefault(address, Slow(common, common))
         for name, cap in self.caps(source, address):
             self.gate(name, cap)
         earlier = self.waiting.pop(source, None)
@@ -128,7 +161,8 @@ class Plain:
     def passes(self, source: SourceId, held: Counter[str], now: float) -> bool:
         wish = self.waiting[source]
         slow = self.slow[source.account, wish.address]
-        if slow.stopped_until > now or (slow.gate and slow.gate.ready_at(now) > now):
+        gates = [slow.gate, self.crowds[wish.address].gate]
+        if slow.stopped_until > now or any(g is not None and g.ready_at(now) > now for g in gates):
             return False
         for name, cap in self.caps(source, wish.address):
             gate = self.gate(name, cap)
@@ -157,9 +191,10 @@ class Plain:
                 if gate is not None:
                     gate.take(now)
             pair = source.account, wish.address
-            slow = self.slow[pair].gate
-            if slow is not None:
-                slow.take(now)
+            self.slow[pair].times.append(now)
+            for slow in (self.slow[pair], self.crowds[wish.address]):
+                if slow.gate is not None:
+                    slow.gate.take(now)
             if not wish.handover:
                 self.numbers += 1
                 self.holding[source].append((wish.address, self.numbers))
@@ -219,12 +254,18 @@ class Plain:
     def throttled(self, source: SourceId, dialed_at: float, wait: float | None, now: float) -> bool:
         if source not in self.last:
             return False
-        slow = self.slow[self.last[source][0]]
+        pair = self.last[source][0]
+        slow, crowd = self.slow[pair], self.crowds[pair[1]]
         fell = False
-        if dialed_at > slow.decreased_at:
-            rate = max(slow.rate / 2, min(FLOOR_PER_S, slow.configured))
-            fell = rate < slow.rate
-            slow.rate, slow.gate, slow.decreased_at = rate, Gcra(rate, 1, now), now
+        sparse = len(slow.times) < 2 or slow.times[-1] - slow.times[-2] >= SPARSE_S
+        if sparse and not slow.denied and dialed_at > crowd.decreased_at:
+            crowd.refused.append((now, pair[0]))
+            lately = {account for at, account in crowd.refused if at + CROWD_S > now}
+            if len(lately) >= CROWD:
+                crowd.refused.clear()
+                fell = crowd.halve(dialed_at, now)
+        slow.denied = True
+        fell |= slow.halve(dialed_at, now)
         if wait is not None:
             slow.stopped_until = max(slow.stopped_until, now + min(wait, 3600.0))
         return fell
@@ -233,15 +274,9 @@ class Plain:
         if source not in self.last:
             return False
         pair, granted_at = self.last[source]
-        slow = self.slow[pair]
-        if slow.gate is None or granted_at <= slow.decreased_at:
-            return False
-        slow.rate = min(slow.configured, slow.rate + RECOVERY * slow.configured)
-        if slow.rate < slow.configured:
-            slow.gate.change(slow.rate, now)
-            return False
-        slow.gate = None
-        return True
+        self.slow[pair].denied = False
+        of_all = self.crowds[pair[1]].recover(granted_at, now)
+        return self.slow[pair].recover(granted_at, now) or of_all
 
     # -- other limits
 
@@ -267,12 +302,12 @@ class Plain:
                 self.gates[name].change(rate, now, limits.connect_burst)
             else:
                 self.gates[name] = Gcra(rate, limits.connect_burst, now)
-        for (account, address), slow in self.slow.items():
-            part = slow.rate / slow.configured
-            slow.configured = slow.rate = self.configured(SourceId(account, ""), address)
-            if slow.gate is not None:
-                slow.rate = max(part * slow.configured, min(FLOOR_PER_S, slow.configured))
-                slow.gate.change(slow.rate, now)
+        addresses = {address for _, address in self.slow}
+        self.crowds = {name: crowd for name, crowd in self.crowds.items() if name in addresses}
+        for (account, _), slow in self.slow.items():
+            slow.reconfigure(self.configured(account), now)
+        for crowd in self.crowds.values():
+            crowd.reconfigure(self.configured(None), now)
 
     def over(self, without: set[SourceId]) -> bool:
         """Whether a count is exceeded, when some have given back all they hold."""

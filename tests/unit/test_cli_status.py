@@ -113,7 +113,10 @@ def test_what_a_person_should_know_stands_below(capsys: pytest.CaptureFixture[st
         limits=LimitStatus(
             max_connections=1,
             connect_rate_per_second=1.0,
-            throttled=(Throttled(account="a", endpoint="h:1", connect_rate_per_second=0.5),),
+            throttled=(
+                Throttled(account=None, endpoint="h:1", connect_rate_per_second=2.0),
+                Throttled(account="a", endpoint="h:1", connect_rate_per_second=0.5),
+            ),
         ),
         last_reload=ReloadStatus(
             at="2026-11-24T11:59:00.000000000Z",
@@ -124,6 +127,7 @@ def test_what_a_person_should_know_stands_below(capsys: pytest.CaptureFixture[st
         ),
     )
     lines = shown(status, capsys)
+    assert "the server h:1 asked all accounts for fewer connects: 2/s now" in lines
     assert "the server h:1 asked account a for fewer connects: 30/min now" in lines
     assert "reloaded 1 min ago by SIGHUP: added x/y" in lines
     assert "needs a restart: journal.fsync stays" in lines

@@ -43,6 +43,7 @@ step = st.one_of(
         st.sampled_from([None, None, 0.5, 30.0]),
     ),
     st.tuples(st.just("succeeded"), source, st.sampled_from([1, 20, 60])),
+    st.tuples(st.just("crowd"), st.integers(2, 9), st.booleans()),
     st.tuples(st.just("change"), all_limits, st.booleans()),
     st.tuples(st.just("wait"), st.sampled_from([0.0, 0.05, 0.1, 0.3, 1.0, 50.0, 125.0])),
     st.tuples(st.just("next")),
@@ -102,6 +103,13 @@ class Pairing:
             told = self.real.succeeded(source, self.now)
             assert (told is not None) is self.plain.succeeded(source, self.now)
 
+    def crowd(self, number: int, again: bool) -> None:
+        """Many are refused at once, each after it was accepted; or a second time."""
+        for source in list(self.plain.last)[:number]:
+            if not again:
+                self.succeeded(source, 1)
+            self.throttled(source, 0.0, None)
+
     def change(self, limits: Limits, obeyed: bool) -> None:
         self.plain.change(limits, self.now)
         surplus = self.real.change(limits, self.now)
@@ -131,6 +139,7 @@ class Pairing:
             for name, _ in self.plain.caps(source, address):
                 self.ledgers[name].taken.append(self.now)
             self.throttled_ledgers[source.account, address].taken.append(self.now)
+            self.ledgers[f"all {address}"].taken.append(self.now)
         held = self.plain.held()
         for name, count in held.items():
             cap = self.plain.cap(name).max_connections
@@ -152,6 +161,11 @@ class Pairing:
             rate = self.plain.cap(name).connect_rate
             self.ledgers[name].rate(self.now, rate, limits.connect_burst)
         told = {(t.account, t.address): t for t in self.real.rates(self.now)}
+        for address, crowd in self.plain.crowds.items():
+            slowed = told.get((None, address))
+            assert (slowed is not None) is (crowd.gate is not None)
+            rate = None if slowed is None else slowed.rate
+            self.ledgers[f"all {address}"].rate(self.now, rate, 1)
         for pair in [(account, address) for account in "abc" for address in ADDRESSES]:
             throttled = told.get(pair)
             slow = throttled is not None and self.plain.slow[pair].gate is not None

@@ -11,7 +11,7 @@ import pytest
 from agenda import Agenda, Signal, Task, signal, until
 from fleet_scenarios import SCENARIOS, Report, blackholes, mass_loss, rotation, throttled
 
-from hypermux.core import backoff, heartbeat, limiter, overlap, pacing, rates, turns
+from hypermux.core import backoff, heartbeat, limiter, overlap, pacing, rates, throttling, turns
 from hypermux.core import rotation as rotating
 
 HOUR = 3600.0
@@ -32,8 +32,11 @@ def test_a_thousand_silent_peers_are_noticed_and_no_storm_follows() -> None:
 
 
 @pytest.mark.parametrize("part", [1.1, 2.0])
-def test_a_server_that_lets_in_less_settles_and_is_told(part: float) -> None:
-    assert throttled(1, part=part).violations == []
+@pytest.mark.parametrize(("accounts", "whole"), [(4, False), (100, True), (1000, True)])
+def test_a_server_that_lets_in_less_settles_and_is_told(
+    part: float, accounts: int, whole: bool
+) -> None:
+    assert throttled(1, 1000, part, accounts, whole=whole).violations == []
 
 
 @pytest.mark.slow
@@ -103,6 +106,10 @@ def _hasty_recovery(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rates.Throttle, "stop", staticmethod(lambda limit, retry_after_s, now: None))
 
 
+def _no_crowd(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(throttling, "CROWD", 1_000_000)
+
+
 def _no_patience(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rotating, "SPARE_PATIENCE", 1e-5)
     patch.setattr(rotating, "SPREAD", 1e-4)
@@ -148,8 +155,9 @@ SMALL: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], Report], st
     (_no_rates, partial(blackholes, 1, 100), "a storm of dials"),
     (_lazy_pings, partial(blackholes, 1, 100), "was noticed after"),
     (_hot_retries, partial(blackholes, 1, 60), "one source dialed"),
-    (_no_decrease, partial(throttled, 1), "429 was the answer"),
-    (_hasty_recovery, partial(throttled, 1), "429 was the answer"),
+    (_no_decrease, partial(throttled, 1, 1000, 2.0), "429 was the answer"),
+    (_hasty_recovery, partial(throttled, 1, 1000, 2.0), "429 was the answer"),
+    (_no_crowd, partial(throttled, 1, 1000, 2.0, 100, whole=True), "429 was the answer"),
     (_no_patience, partial(rotation, 1, 50), "has gaps: {'rotation': "),
     (_too_late, partial(rotation, 1, 50), "a server cut"),
     (_everything_goes_on, partial(rotation, 1, 50), "brought twice or out of order"),
