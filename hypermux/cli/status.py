@@ -154,6 +154,10 @@ def _remark(status: Status, source: SourceStatus) -> str:
         parts.append(f"{source.events.lost} events lost")
     if source.tls == "unverified":
         parts.append("certificate not verified")
+    if source.signing_offset_seconds:
+        parts.append(f"our clock is off: signed with {source.signing_offset_seconds:+.0f} s")
+    if source.key_trouble and source.state in UP:
+        parts.append(f"its key cannot be renewed: {source.key_trouble}")
     if source.waits_for:
         parts.append(source.waits_for)
     failed = source.last_failure

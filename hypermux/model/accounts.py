@@ -225,6 +225,11 @@ class Tls:
     client_key: str | None = None
     pins: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it names."""
+        return tuple(filter(None, (self.ca, self.client_cert, self.client_key)))
+
 
 def uses_tls(endpoint: Endpoint, tls: Tls) -> bool:
     """Say whether a connection is made over TLS: by its scheme, or as Docker's CLI does on tcp://.

@@ -63,7 +63,8 @@ class SourceStatus:
     of the connection, `rotation_due` when it will be replaced. `tls` is "verified", "pinned",
     "unverified" or "off". `last_event` is when the newest event was received, `last_answer` when
     anything was. `offset_seconds` is what its times are moved by to order them, `lag_seconds` how
-    long after its own time the newest event was received.
+    long after its own time the newest event was received. `signing_offset_seconds` is what is added
+    to our clock for its signatures, `key_trouble` why its key could not be read or renewed.
     """
 
     account: str
@@ -82,6 +83,8 @@ class SourceStatus:
     last_answer: str | None = None
     offset_seconds: float = 0.0
     lag_seconds: float | None = None
+    signing_offset_seconds: float = 0.0
+    key_trouble: str | None = None
     events: Counts = Counts()
     gaps: Gaps = Gaps()
     last_failure: LastFailure | None = None

@@ -42,7 +42,7 @@ from hypermux.downstream.storage import DiskStorage, Storage
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
-from hypermux.model.errors import Failure, Undelivered
+from hypermux.model.errors import Failure, FailureKind, Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
 from hypermux.model.status import ReloadStatus, Status
 from hypermux.service.reloading import Reloading, read_settings
@@ -65,7 +65,10 @@ T = TypeVar("T")
 
 
 class LoggedObserver:
-    """Writes what happens to sources to the log, each cause of an outage once."""
+    """Writes what happens to sources to the log, each cause of an outage once.
+
+    What this computer is short of is said once for all sources: it is none of theirs.
+    """
 
     def __init__(self) -> None:
         self._told: dict[SourceId, str] = {}
@@ -85,7 +88,10 @@ class LoggedObserver:
 
     def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
         """A connection or a dial ended."""
-        level = logging.DEBUG if self._told.get(source.id) == judgement.cause else logging.WARNING
+        told = self._told.get(source.id) == judgement.cause
+        if failure.kind is FailureKind.SHORTAGE:
+            told = judgement.cause in self._told.values()
+        level = logging.DEBUG if told else logging.WARNING
         self._told[source.id] = judgement.cause
         log.log(level, "%s: %s (%s)", source.id, judgement.reason, judgement.verdict)
 

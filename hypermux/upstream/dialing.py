@@ -128,7 +128,7 @@ class SocketDialer:
 
     def _load(self, tls: Tls) -> ssl.SSLContext:
         """Return the context for `tls`; runs in a thread."""
-        stamp = tuple(map(_stamp, filter(None, (tls.ca, tls.client_cert, tls.client_key))))
+        stamp = tuple(map(_stamp, tls.files))
         known = self._contexts.get(tls)
         if known is None or known[0] != stamp:
             known = self._contexts[tls] = (stamp, _make_context(tls))

@@ -135,7 +135,7 @@ class KeyRing:
         return None if held is None else held.credential
 
     def trouble(self, account: str) -> str | None:
-        """Return why an account's key could not be read last time, None when it could."""
+        """Return why an account's key could not be read or renewed, None when it could."""
         held = self._held.get(account)
         return None if held is None else held.trouble
 

@@ -56,6 +56,8 @@ def source_status(connection: Connection, flow: Flow, now_s: float) -> SourceSta
         last_answer=_moment(counters.heard_ns),
         offset_seconds=flow.offset_ns / 1e9,
         lag_seconds=None if counters.lag_ns is None else counters.lag_ns / 1e9,
+        signing_offset_seconds=connection.corrections.of(source.endpoint.address) / 1e9,
+        key_trouble=connection.keys.trouble(source.id.account),
         events=Counts(
             received=counters.received,
             synthetic=counters.synthetic,

@@ -23,6 +23,7 @@ from hypermux.upstream.connection import Connection
 from hypermux.upstream.counters import Counters
 from hypermux.upstream.docker import stream_docker
 from hypermux.upstream.docker_memory import Keeper, Memory
+from hypermux.upstream.filewatch import FileWatch
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.keys import KeyRing
 from hypermux.upstream.link import Observer, Transport
@@ -120,6 +121,7 @@ class Supervisor:
     recollections: Mapping[SourceId, Recollection] = field(factory=dict)
     connections: dict[SourceId, Connection] = field(init=False, factory=dict)
     keys: KeyRing = field(init=False)
+    _certificates: FileWatch = field(init=False)
     gate: Gate = field(init=False)
     corrections: Corrections = field(init=False, factory=Corrections)
     _transports: Transports = field(init=False)
@@ -130,6 +132,7 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         self.keys = KeyRing(self.utc_ns, self.rng, self._key_changed)
+        self._certificates = FileWatch(self._certificate_changed)
         self.gate = Gate(self.settings.allocator(trio.current_time()))
         self._transports = Transports(
             self.dialer, self.gate, self.settings.connection, self.clock, self.utc_ns, self.rng
@@ -140,8 +143,9 @@ class Supervisor:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self.gate.run)
-                self.keys.use(self.settings.sources)
+                self._use_files()
                 self._nursery.start_soon(self.keys.run)
+                self._nursery.start_soon(self._certificates.run)
                 for source in self.settings.sources:
                     self._begin(
                         source, self.outages.get(source.id), self.recollections.get(source.id)
@@ -168,7 +172,7 @@ class Supervisor:
             return
         self.settings = changes.settings
         self._retime(changes.settings.connection)
-        self.keys.use(changes.settings.sources)
+        self._use_files()
         for name in changes.removed:
             self._tended[name].removed = True
             self._end(name)
@@ -280,6 +284,18 @@ class Supervisor:
         await self.keys.refresh()
         for connection in self.connections.values():
             if connection.given_up:
+                connection.renew()
+
+    def _use_files(self) -> None:
+        """Hold the keys, and watch the certificates, of the sources that are configured."""
+        sources = self.settings.sources
+        self.keys.use(sources)
+        self._certificates.watch({path for source in sources for path in source.tls.files})
+
+    def _certificate_changed(self, path: str) -> None:
+        """Let those try at once that were refused for what may stand in this file."""
+        for connection in self.connections.values():
+            if connection.given_up and path in connection.source.tls.files:
                 connection.renew()
 
     def _key_changed(self, account: str) -> None:

@@ -204,6 +204,19 @@ def test_a_clock_that_is_behind_the_servers(tmp_path: Path, ahead_s: int) -> Non
         assert "behind the server's: requests are signed with the server's time" in told[0]
 
 
+def test_a_corrected_authority_lets_an_untrusted_source_in_at_once(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with router(tmp_path) as emulated, router(tmp_path / "other") as other:
+        right = Path(emulated.ready["ca"]).read_text()
+        wrong = Path(other.ready["ca"]).read_text()
+        Path(emulated.ready["ca"]).write_text(wrong)
+        where = place(tmp_path, emulated.accounts, FAST)
+        with service(where):
+            wait_until(lambda: of(where, "state", verdict="untrusted"), "untrusted")
+            Path(emulated.ready["ca"]).write_text(right)
+            wait_until(lambda: of(where, "state", state="up"), "up", 10)
+
+
 def test_a_redirect_is_told_and_not_followed(tmp_path: Path) -> None:
     with router(tmp_path) as emulated:
         order = {"op": "refuse", "status": 307, "location": "https://elsewhere.test/e?token=x"}

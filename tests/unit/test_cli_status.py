@@ -153,3 +153,14 @@ def test_later_keys_are_passed_over() -> None:
     document = json.loads(msgspec.json.encode(STATUS)) | {"weather": "fine"}
     document["sources"][0]["mood"] = 1
     assert cli._read(json.dumps(document).encode()) == STATUS
+
+
+def test_what_is_wrong_with_a_clock_and_a_key_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    live = evolve(
+        LIVE, signing_offset_seconds=600.0, key_trouble="the program ended with exit code 3"
+    )
+    line = shown(evolve(STATUS, sources=(live,)), capsys)[1]
+    assert "our clock is off: signed with +600 s" in line
+    assert "its key cannot be renewed: the program ended with exit code 3" in line

@@ -69,3 +69,6 @@ class Keys:
     def refused(self, source: Source, credential: Credential | None) -> bool:
         self.refusals += 1
         return False
+
+    def trouble(self, account: str) -> str | None:
+        return None

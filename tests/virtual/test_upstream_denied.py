@@ -82,6 +82,9 @@ class Keys:
     def refused(self, source: Source, credential: Credential | None) -> bool:
         return credential != self.credential
 
+    def trouble(self, account: str) -> str | None:
+        return None
+
 
 def utc_ns() -> int:
     return START_NS + round(trio.current_time() * 1e9)
