@@ -233,8 +233,13 @@ class Connection:
             await self.gate.permit(self.source.id, self._address, Rank.ROTATION, handover=handover)
             granted = True
 
-        with trio.move_on_at(until_s):
-            await _first_of(link.ended.wait, self._parting.wait, wait)
+        try:
+            with trio.move_on_at(until_s):
+                await _first_of(link.ended.wait, self._parting.wait, wait)
+        except trio.Cancelled:
+            if granted and not handover:
+                self.gate.release(self.source.id)
+            raise
         if granted and (not link.open or self._parted is not None):
             if not handover:
                 self.gate.release(self.source.id)
@@ -252,12 +257,11 @@ class Connection:
         """Have a new link take an open one's place, on a slot of its own; return what is left."""
         new = self._begin(nursery)
         succession = self.incoming.succession = Succession(old, new)
-        while not (new.accepted or new.ended.is_set() or old.ended.is_set()):
-            await self._wait_for_change()
-        if not old.ended.is_set() and new.open:
-            assert old.control is not None  # looked at before
-            with trio.move_on_after(PONG_PATIENCE_S):
-                await _first_of(old.ended.wait, new.ended.wait, old.control.ping)
+        try:
+            await self._settled(old, new)
+        except trio.Cancelled:
+            self.gate.release(self.source.id)
+            raise
         if new.ended.is_set() and not old.ended.is_set():
             self._replacement_failed(new)
             self.incoming.given_up(succession)
@@ -273,6 +277,15 @@ class Connection:
             self._switch(succession)
         nursery.start_soon(self._retire, succession)
         return new
+
+    async def _settled(self, old: Link, new: Link) -> None:
+        """Return when it is known which of two links is to stay."""
+        while not (new.accepted or new.ended.is_set() or old.ended.is_set()):
+            await self._wait_for_change()
+        if not old.ended.is_set() and new.open:
+            assert old.control is not None  # looked at before
+            with trio.move_on_after(PONG_PATIENCE_S):
+                await _first_of(old.ended.wait, new.ended.wait, old.control.ping)
 
     def _switch(self, succession: Succession) -> None:
         """The new link is the source's one from now on: let go what was held of it."""
