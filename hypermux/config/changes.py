@@ -6,6 +6,9 @@ A source that both have is touched only as far as its change asks for:
     what we do with its events    counts from the next event on; the connection stays
     anything else                 it is connected anew: what the server sends depends on it
 
+An engine's events are remembered as they were recorded: with another `redact` none would be known
+again, so that is connected anew as well, with nothing remembered.
+
 Of the settings those of `_AT_ONCE` count at once. All others are built into what is running: they
 keep their value until a restart, and that is said. No word here shows a secret, nor a value that
 may hold one.
@@ -24,9 +27,8 @@ from hypermux.config.settings import Settings, Source
 from hypermux.config.units import format_duration, format_rate, format_size
 from hypermux.model.accounts import Cap, SourceId
 
-# Keys of a source that say what is done with its events here. Not `redact`: what an engine is asked
-# for again is recognised by what was recorded of it.
-_OURS = frozenset({"exclude_events", "expect_event_within_s", "on_quiet"})
+# Keys of a source that say what is done with its events here.
+_OURS = frozenset({"exclude_events", "redact", "expect_event_within_s", "on_quiet"})
 _CREDENTIAL = "credential"
 _AT_ONCE = (
     "limits",
@@ -55,8 +57,9 @@ class SourceChange:
 
     @property
     def reconnects(self) -> bool:
-        """Whether what the server sends depends on it."""
-        return bool(set(self.keys) - _OURS - {_CREDENTIAL})
+        """Whether what the server sends depends on it, or what is remembered of that."""
+        ours = _OURS - {"redact"} if self.source.upstream == "docker" else _OURS
+        return bool(set(self.keys) - ours - {_CREDENTIAL})
 
     @property
     def renews(self) -> bool:

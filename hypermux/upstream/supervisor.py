@@ -195,8 +195,8 @@ class Supervisor:
         name = change.source.id
         self._tended[name].source = change.source
         if change.reconnects:
-            if {"endpoint", "upstream"} & {*change.keys}:
-                # Another engine remembers other events.
+            if {"endpoint", "upstream", "redact"} & {*change.keys}:
+                # Another engine remembers other events, and these would not be known again.
                 self._transports.memories[name] = Memory(Recollection(), self.clock.now_ns())
             self._end(name)
             return

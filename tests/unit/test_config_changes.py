@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from attrs import evolve
 
-from hypermux.config.changes import MAX_TEXT, Changes, compare
+from hypermux.config.changes import _OURS, MAX_TEXT, Changes, compare
 from hypermux.config.settings import (
     Account,
     BufferSettings,
@@ -89,6 +90,10 @@ def test_a_disabled_account_is_removed_and_a_moved_file_is_nothing() -> None:
         ({"region_signing": "legacy"}, True, False),
         ({"upstream": "docker"}, True, False),
         ({"exclude_events": ("exec_*",)}, False, False),
+        ({"redact": (CANARY,)}, False, False),
+        ({"redact": (CANARY,), "upstream": "docker"}, True, False),
+        ({"expect_event_within_s": 60.0}, False, False),
+        ({"on_quiet": "redial"}, False, False),
         ({"credential": CredentialSource("AK", Secret("another-" + CANARY))}, False, True),
         ({"credential": CredentialSource("AK2", secret_key_file="/b.key")}, False, True),
         ({"credential": None, "tls": Tls(ca="/ca.pem")}, True, True),
@@ -178,6 +183,10 @@ def test_some_of_a_section_counts_and_some_stays() -> None:
     changes = compare(BEFORE, after)
     assert only(changes, "at_once", "restart")
     assert changes.settings.socket == SocketSettings(Path("/run/s"), 0o600, 9, 3.0)
+
+
+def test_the_keys_that_are_ours_are_keys() -> None:
+    assert {field.name for field in attrs.fields(Source)} >= _OURS
 
 
 def test_a_thousand_sources_are_not_all_named() -> None:
