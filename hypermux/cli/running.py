@@ -72,7 +72,10 @@ async def run_service(
         )
         await nursery.start(run)
         async for _ in hang_ups:
-            await service.reload("SIGHUP")
+            try:
+                await service.reload("SIGHUP")
+            except Exception:  # a fault of ours, and no reason to stop
+                log.exception("reload by SIGHUP failed")
 
 
 async def _obey_signals(

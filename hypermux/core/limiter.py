@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Collection
 from enum import IntEnum
 from math import inf
 
@@ -177,10 +178,12 @@ class Allocator:
         at = max(now, self._turns.next_at(), self._rate.opens_at(now))
         return None if at == inf else at
 
-    def change(self, limits: Limits, now: float) -> list[SourceId]:
+    def change(
+        self, limits: Limits, now: float, *, leaving: Collection[SourceId] = ()
+    ) -> list[SourceId]:
         """Go on with other limits; return who must give back all the slots that it holds.
 
-        Empty while no count is lower than what is held.
+        Empty while no count is lower than what is held. Those `leaving` give theirs back anyway.
         """
         self._turns.tick(now)
         self._limits, self._since = limits, now
@@ -194,7 +197,8 @@ class Allocator:
             rate.gate = rates.changed(rate.gate, cap.connect_rate, burst, now)
         places = itertools.chain([self._whole], *self._places.values(), self._throttles.places)
         self._turns.restart(self._lines.values(), places)
-        return yielding.surplus(self._holding)
+        staying = {name: held for name, held in self._holding.items() if name not in leaving}
+        return yielding.surplus(staying)
 
     def succeeded(self, source: SourceId, now: float) -> str | None:
         """The source's dial was accepted: its throttled rate, if it has one, recovers a little.

@@ -23,6 +23,8 @@ log = logging.getLogger("hypermux.reload")
 
 # Problems shown: a person mends the first few and asks again.
 _PROBLEMS_SHOWN = 50
+# Files are read in milliseconds; on a network disk that hangs whoever waits is told so.
+READ_S = 30.0
 
 
 async def read_settings(path: Path) -> Settings:
@@ -53,19 +55,9 @@ class Reloading:
         """Take up the configuration as it is now; `who` asked for it."""
         async with self._one_at_a_time:
             try:
-                new = await self.read(self.settings.file)
-                if not new.sources:
-                    message = "no account is enabled: nothing would be left to run"
-                    raise ConfigurationFault([Problem(str(new.file), "accounts", message)])
+                new = await self._read()
             except ConfigurationFault as fault:
-                problems = tuple(map(str, fault.problems[:_PROBLEMS_SHOWN]))
-                log.error(
-                    "reload by %s: the configuration is not good, and nothing was changed: %s",
-                    who,
-                    "; ".join(problems),
-                )
-                self.last = self._outcome(who, accepted=False, problems=problems)
-                return self.last
+                return self._refused(who, tuple(map(str, fault.problems[:_PROBLEMS_SHOWN])))
             changes = compare(self.settings, new)
             self.settings = changes.settings
             self.apply(changes, who)
@@ -79,6 +71,31 @@ class Reloading:
                 needs_restart=changes.needs_restart,
             )
             return self.last
+
+    async def _read(self) -> Settings:
+        """Return the settings as the files have them. Raises ConfigurationFault."""
+        file = self.settings.file
+        try:
+            with trio.fail_after(READ_S):
+                new = await self.read(file)
+        except trio.TooSlowError:
+            message = f"could not be read within {READ_S:g} s"
+        except OSError as error:
+            message = error.strerror or str(error)
+        else:
+            if new.sources:
+                return new
+            message = "no account is enabled: nothing would be left to run"
+        raise ConfigurationFault([Problem(str(file), "file", message)])
+
+    def _refused(self, who: str, problems: tuple[str, ...]) -> ReloadStatus:
+        log.error(
+            "reload by %s: the configuration is not good, and nothing was changed: %s",
+            who,
+            "; ".join(problems),
+        )
+        self.last = self._outcome(who, accepted=False, problems=problems)
+        return self.last
 
     def _outcome(self, who: str, *, accepted: bool, **found: tuple[str, ...]) -> ReloadStatus:
         return ReloadStatus(at=rfc3339(self.now_ns()), who=who, accepted=accepted, **found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import trio
@@ -77,11 +77,14 @@ class Gate:
         if told is not None:
             log.warning(told)
 
-    def change(self, limits: Limits) -> list[SourceId]:
-        """Go on with other limits; return who must give back all the slots that it holds."""
+    def change(self, limits: Limits, *, leaving: Collection[SourceId] = ()) -> list[SourceId]:
+        """Go on with other limits; return who must give back all the slots that it holds.
+
+        Those `leaving` give theirs back anyway.
+        """
         self.pace.change(limits)
         with self.changing() as allocator:
-            return allocator.change(limits, trio.current_time())
+            return allocator.change(limits, trio.current_time(), leaving=leaving)
 
     @contextmanager
     def changing(self) -> Iterator[Allocator]:

@@ -181,7 +181,10 @@ class Supervisor:
         for source in changes.added:
             self._add(source)
         if changes.limits:
-            for name in self.gate.change(changes.settings.connection_limits):
+            leaving = {*changes.removed}
+            leaving |= {change.source.id for change in changes.changed if change.reconnects}
+            limits = changes.settings.connection_limits
+            for name in self.gate.change(limits, leaving=leaving):
                 self.connections[name].part("yielded")
         self._nursery.start_soon(self.look_again)
 

@@ -71,14 +71,15 @@ class World:
 
     router: emulator.Router
     network: trio.Nursery
-    next: Settings | ConfigurationFault
+    next: Settings | Exception
     service: Service = field(init=False)
     storage: MemoryStorage = field(factory=MemoryStorage)
+    read_s: float = 0.1
 
     async def read(self, path: Path) -> Settings:
-        await trio.sleep(0.1)
+        await trio.sleep(self.read_s)
         assert path == FILE
-        if isinstance(self.next, ConfigurationFault):
+        if isinstance(self.next, Exception):
             raise self.next
         return self.next
 
@@ -109,7 +110,7 @@ class World:
             yield self.service
             shutdown.set()
 
-    async def reload(self, new: Settings | ConfigurationFault, who: str = "me") -> None:
+    async def reload(self, new: Settings | Exception, who: str = "me") -> None:
         self.next = new
         await self.service.reload(who)
 
@@ -247,6 +248,27 @@ async def test_a_bad_file_changes_nothing_and_says_why(
         ]
 
 
+@pytest.mark.parametrize(
+    ("found", "read_s", "told"),
+    [(OSError(5, "Input/output error"), 0.1, "Input/output error"), (None, 1000.0, "within 30 s")],
+)
+async def test_a_disk_that_fails_or_hangs_changes_nothing(
+    autojump_clock: MockClock, found: Exception | None, read_s: float, told: str
+) -> None:
+    async with world() as w, w.running(settings(account(1))):
+        before = w.links
+        w.read_s = read_s
+        await w.reload(found or settings(account(2)))
+        last = w.service.status().last_reload
+        assert last is not None
+        assert not last.accepted
+        assert told in last.problems[0]
+        assert w.links == before
+        w.read_s = 0.1
+        await w.reload(settings(account(1, "x")))
+        assert w.service.status().last_reload != last
+
+
 async def test_what_needs_a_restart_is_named_and_the_rest_counts(
     autojump_clock: MockClock,
 ) -> None:
@@ -278,6 +300,17 @@ async def test_fewer_slots_are_given_back_and_more_are_taken(autojump_clock: Moc
         await trio.sleep(5)
         assert len(w.links) == 4
         assert kept.items() <= w.links.items()
+
+
+async def test_slots_that_come_free_are_not_asked_of_those_that_stay(
+    autojump_clock: MockClock,
+) -> None:
+    few = LimitSettings(2, 50.0, 5, Cap(), Cap())
+    async with world() as w, w.running(settings(account(1), account(2))):
+        before = w.links
+        await w.reload(settings(account(2), limits=few))
+        await trio.sleep(5)
+        assert w.links == {name: before[name] for name in ("acct-002/x", "acct-002/y")}
 
 
 async def test_a_renewed_key_keeps_the_connection_until_it_is_accepted(
