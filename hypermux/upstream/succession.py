@@ -39,8 +39,12 @@ class Succession:
         return self.held > 0
 
     def asking(self) -> None:
-        """The new link's request is about to be sent."""
-        self._overlap = Overlap()
+        """The new link's request is about to be sent.
+
+        Of an old link that has ended meanwhile nothing is awaited: there is nothing to compare.
+        """
+        if not self.old.ended.is_set():
+            self._overlap = Overlap()
 
     def over(self, now: float) -> bool:
         """Whether nothing is counted any longer."""
@@ -49,7 +53,7 @@ class Succession:
     def received(self, link: Link, messages: list[bytes]) -> list[bytes]:
         """Return what goes on of what a link brought."""
         overlap = self._overlap
-        if overlap is None:
+        if overlap is None or (link is not self.new and link is not self.old):
             return messages
         return overlap.new(messages) if link is self.new else overlap.old(messages)
 

@@ -327,6 +327,9 @@ async def test_an_old_one_that_ends_during_the_dial_is_an_outage(
     async def cut(world: World) -> None:
         await world.server.reach(dials=2)
         world.server.sockets[0].send(None)
+        await trio.sleep(3)
+        # Nothing waits for a pong of the one that is gone.
+        assert world.server.sent[-2] in world.events
 
     world = await live(Server([0.001]), cut, seconds=14, rotate_after_s=10.0)
     assert world.causes() == ["start", "dropped"]
