@@ -31,6 +31,7 @@ class Head(msgspec.Struct, gc=False):
     region: str | None = None
     late: bool = False
     replayed: bool = False
+    synthetic: bool = False
     from_: str | None = msgspec.field(name="from", default=None)
     to: str | None = None
     cause: str | None = None

@@ -165,9 +165,8 @@ class LineRenderer:
                 text = self._paint(self.palette.warning, what + escape(head.text or ""))
             case _:
                 text = self._paint(self.palette.dim, escape(kind))
-        flags = " ".join(
-            word for word, on in (("late", head.late), ("replayed", head.replayed)) if on
-        )
+        told = {"late": head.late, "replayed": head.replayed, "synthetic": head.synthetic}
+        flags = " ".join(word for word, on in told.items() if on)
         if flags:
             text += "  " + self._paint(self.palette.dim, flags)
         clock = self._paint(self.palette.time, self._time(head.time))

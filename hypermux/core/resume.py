@@ -39,6 +39,7 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from math import inf
 from random import Random
 
 from attrs import define, field, frozen
@@ -143,7 +144,7 @@ class Resume:
     complete: bool
 
 
-def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool = True) -> Resume:
+def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool) -> Resume:
     """Compare the digests of a snapshot, oldest first, with what was seen; see the rules above.
 
     `whole`: it is all that the engine has; otherwise a backlog from a time on.
@@ -187,7 +188,7 @@ class Expected:
 
     keep_s: float = 30.0
     _counts: Counter[bytes] = field(factory=Counter)
-    _until_s: float = 0.0
+    _until_s: float = inf
 
     def add(self, digests: Iterable[bytes], now_s: float) -> None:
         """Expect these from now on (monotonic seconds)."""
@@ -197,7 +198,7 @@ class Expected:
 
     def drops(self, digest: bytes) -> bool:
         """Say whether an arriving event was emitted already."""
-        if self._counts.get(digest, 0) <= 0:
+        if not self._counts.get(digest):
             return False
         self._counts[digest] -= 1
         return True
@@ -238,7 +239,7 @@ class Audit:
         if self._arrived <= AUDIT_BURST:
             self._accounted[digest] += 1
 
-    def look(self, snapshot: Sequence[bytes], *, whole: bool = True) -> tuple[int, ...]:
+    def look(self, snapshot: Sequence[bytes], *, whole: bool) -> tuple[int, ...]:
         """Return the places of `snapshot` that have not come so far.
 
         `whole` is as in `compare`.
@@ -272,13 +273,12 @@ class AuditTimes:
 
     rng: Random
     _interval_s: float = AUDIT_S
-    _due_s: float = 0.0
-    _earliest_s: float = 0.0
+    _due_s: float = inf
+    _earliest_s: float = inf
     _received: int = 0
 
     def opened(self, now_s: float) -> None:
-        """Begin: the source is connected."""
-        self._interval_s = AUDIT_S
+        """Begin: the source is connected. Before, none is due."""
         self._next(now_s)
 
     def received(self, count: int) -> None:

@@ -130,6 +130,14 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
             "a time before now counts as now wherever it is read",
         ),
     ),
+    "resume": (
+        Same(
+            "compare",
+            "seen.anchor in snapshot else 0",
+            ("seen.anchor in snapshot else -1",),
+            "no place in a snapshot lies before its first",
+        ),
+    ),
     "skew": (
         Same(
             "Skew.__init__",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections import Counter
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -64,6 +66,7 @@ def new(remembered: Seen, snapshot: str, *, whole: bool = True) -> tuple[str, bo
         ("an empty ring at first, some since", "", "", "ab", "ab", False),
         ("nothing seen, but the first ring's newest is there", "", "b", "ab", "", True),
         ("and what is behind it is new", "", "b", "abcd", "cd", True),
+        ("also where it is the oldest of the ring", "", "a", "abc", "bc", True),
         ("what lies before the anchor is not ours", "d", "c", "abcde", "e", True),
         ("the anchor was pushed out, a seen one not", "de", "c", "def", "f", True),
         ("anchor and seen were pushed out", "de", "c", "fgh", "fgh", False),
@@ -114,7 +117,7 @@ def test_an_engine_and_a_source_that_loses_its_connection(
         memory.add(event, 1)
         recorded.append(event)
     snapshot = events[-RING:] if events else []
-    found = compare(memory, snapshot)
+    found = compare(memory, snapshot, whole=True)
     recorded += [snapshot[place] for place in found.new]
     over = Counter(recorded) - Counter(events)
     lost = Counter(events) - Counter(recorded)
@@ -145,13 +148,14 @@ def test_memory_is_bounded_and_packs() -> None:
     assert memory.earliest_ns == 1001 - RING
     again = Seen.unpack(memory.pack(), b"anchor")
     assert again == memory
-    assert len(memory.pack()) < 8000
+    assert len(base64.b64decode(memory.pack())) == 16 * REMEMBERED
     other = memory.copy()
     other.add(b"12345678", 1)
     assert other.earliest_ns == 1
     assert memory != other
     other.clear()
-    assert not other.known
+    assert other.known is False
+    assert not other.counts()
     assert other.earliest_ns is None
     for harmed in ("!", memory.pack()[:-4]):
         with pytest.raises(ValueError):  # noqa: PT011 - binascii's or our own
@@ -177,6 +181,9 @@ def test_what_was_emitted_is_dropped_once_each_and_not_for_ever() -> None:
     expected.add(ring("d"), 120.0)
     expected.forget(150.0)
     assert not expected.drops(b"d")
+    expected.add(ring("e"), 200.0)
+    expected.add(ring("f"), 230.0)
+    assert [expected.drops(letter) for letter in ring("ef")] == [False, True]
 
 
 def missing(audit: Audit, snapshot: str, *, whole: bool = True) -> str:
@@ -198,6 +205,7 @@ def test_an_audit_of_a_backlog_passes_over_what_is_older_than_the_memory() -> No
     audit = Audit.begin(seen("cd"))
     assert missing(audit, "abcde", whole=False) == "e"
     assert missing(audit, "xyz", whole=False) == "xyz"
+    assert missing(audit, "acxde", whole=False) == "xe"
 
 
 def test_an_audit_outlives_the_memory() -> None:
@@ -211,10 +219,12 @@ def test_an_audit_outlives_the_memory() -> None:
 
 def test_an_audit_gives_up_in_a_flood() -> None:
     audit = Audit.begin(seen(""))
-    assert missing(audit, "a") == "a"
-    for _ in range(AUDIT_BURST + 1):
-        audit.arrived(b"x")
-    assert missing(audit, "a") == ""
+    for n in range(AUDIT_BURST):
+        audit.arrived(b"%d" % n)
+    last = b"%d" % (AUDIT_BURST - 1)
+    assert audit.look([last, b"a"], whole=True) == (1,)
+    audit.arrived(b"x")
+    assert audit.look([last, b"a"], whole=True) == ()
 
 
 @pytest.mark.parametrize(
@@ -233,6 +243,9 @@ def test_find(missed: int, received: int, finding: Finding) -> None:
 
 def test_audit_times() -> None:
     times = AuditTimes(random.Random(1))
+    assert (times.due_s, times.received_since) == (inf, 0)
+    times.received(AUDIT_EVENTS)
+    assert times.due_s == inf
     times.opened(1000.0)
     assert 1000 + 0.75 * AUDIT_S <= times.due_s <= 1000 + AUDIT_S
     times.received(AUDIT_EVENTS - 1)
@@ -263,4 +276,10 @@ def test_audits_that_cannot_be_come_less_often() -> None:
 
 
 def test_a_resume_is_a_value() -> None:
-    assert compare(seen("a"), ring("ab")) == Resume((1,), complete=True)
+    assert compare(seen("a"), ring("ab"), whole=True) == Resume((1,), complete=True)
+
+
+def test_the_figures() -> None:
+    assert (RING, REMEMBERED) == (256, 320)
+    assert (AUDIT_S, AUDIT_EVENTS, AUDIT_MIN_S, AUDIT_MAX_S) == (60, 200, 10, 600)
+    assert AUDIT_BURST == 20_000

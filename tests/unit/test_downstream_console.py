@@ -83,6 +83,8 @@ class TestLine:
 
     def test_flags(self) -> None:
         assert render(event(POD, late=True)).endswith("busybox  late")
+        made_up = Event(json.dumps(POD).encode(), NS, "timeNano", synthetic=True)
+        assert render(encode(made_up)).endswith("busybox  synthetic")
 
     def test_a_gap_stands_out(self) -> None:
         gap = Gap(NS - 12_300_000_000, NS, "dropped", "possible")
