@@ -57,7 +57,6 @@ class Quiet:
 
     def fell(self, now: float) -> bool:
         """`due_s` has come; return whether that is news. It is due again `within_s` later."""
-        self._left_s = self.within_s
         self.due_s = now + self.within_s
         was, self.quiet = self.quiet, True
         return not was

@@ -131,7 +131,7 @@ KIND_ROWS: Mapping[FailureKind, Row] = {
     FailureKind.CONNECT: Row(*_ALL, Verdict.RETRY, "unreachable", "nothing accepts the connection"),
     FailureKind.TIMEOUT: Row(*_ALL, Verdict.RETRY, "timeout", "the server took too long"),
     FailureKind.TLS: Row(*_ALL, Verdict.UNTRUSTED, "untrusted", "the server is not to be trusted"),
-    FailureKind.EOF: Row(*_ALL, Verdict.RETRY, "dropped", "the stream ended without a goodbye"),
+    FailureKind.EOF: Row(*_ALL, Verdict.RETRY, "dropped", "the stream ended"),
     FailureKind.RESET: Row(*_ALL, Verdict.RETRY, "dropped", "the connection broke"),
     FailureKind.SILENT: Row(*_ALL, Verdict.RETRY, "silent", "the server fell silent"),
     FailureKind.PROTOCOL: Row(*_ALL, Verdict.RETRY, "garbage", "the server broke the protocol"),

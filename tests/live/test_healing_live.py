@@ -110,6 +110,25 @@ def test_a_corrected_key_file_lets_a_denied_source_in_at_once(tmp_path: Path) ->
         assert answers(emulated) == [401, 101], "looked at once, and once more"
 
 
+def test_sighup_lets_a_denied_source_try_at_once(tmp_path: Path) -> None:
+    """What was wrong was mended at the server's end: nothing here tells of it."""
+    with router(tmp_path) as emulated:
+        call(emulated.control, {"op": "rekey", "account": "acct-001", "secret": "another"})
+        where = place(tmp_path, emulated.accounts, FAST)
+        with service(where) as child:
+            wait_until(lambda: of(where, "state", verdict="denied"), "denied")
+            (key,) = (
+                json.loads(line.partition("=")[2])
+                for line in emulated.accounts.read_text().splitlines()
+                if line.startswith("secret_key =")
+            )
+            call(emulated.control, {"op": "rekey", "account": "acct-001", "secret": key})
+            child.send_signal(signal.SIGHUP)
+            wait_until(lambda: of(where, "state", state="up"), "up", 10)
+        emulated.stop()
+        assert answers(emulated) == [401, 101]
+
+
 def test_a_rotated_key_is_moved_to_without_a_gap(tmp_path: Path) -> None:
     with router(tmp_path) as emulated:
         key = rewritten(emulated, 'secret_key_file = "the.key"')

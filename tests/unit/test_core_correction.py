@@ -45,3 +45,17 @@ def test_a_refusal_that_shows_a_mended_clock_ends_it() -> None:
     assert corrections.refused("a:443", S)
     assert corrections.of("a:443") == 0
     assert not corrections.refused("a:443", S)
+
+
+def test_what_is_left_alone_is_less_than_two_minutes() -> None:
+    corrections = Corrections()
+    corrections.refused("a:443", 600 * S)
+    assert not corrections.accepted("a:443", 720 * S - 1)
+    assert not corrections.accepted("a:443", 480 * S + 1)
+    assert corrections.accepted("a:443", 720 * S)
+    assert corrections.of("a:443") == 720 * S
+    assert corrections.accepted("a:443", 2 * MINUTE)
+    assert corrections.of("a:443") == 2 * MINUTE
+    assert corrections.accepted("a:443", MAX_SKEW_NS)
+    assert corrections.accepted("a:443", -MAX_SKEW_NS)
+    assert corrections.of("a:443") == -MAX_SKEW_NS

@@ -490,3 +490,12 @@ def test_a_healthy_connection_that_is_closed_as_refused_gets_one_ordinary_attemp
     life.dialing(262.0)
     life.opened(262.0)
     assert life.failed(DENIED, 321.0).state is State.DENIED
+
+
+def test_other_timings_count_from_the_next_pause_on() -> None:
+    life = lifecycle()
+    life.retime(2.0, 3.0, 10.0)
+    assert all(2.0 <= fail(life, RETRY)[1] <= 3.0 for _ in range(20))
+    life.dialing(0.0)
+    life.opened(5.0)
+    assert life.healthy_at() == 15.0

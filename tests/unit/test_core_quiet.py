@@ -83,3 +83,15 @@ def test_another_patience_counts_what_was_counted() -> None:
     assert quiet.due_s == inf
     quiet.opened(100.0, 5)
     assert quiet.due_s == 115.0
+
+
+def test_who_expects_nothing_any_more_is_not_quiet() -> None:
+    quiet = Quiet(60.0)
+    quiet.opened(0.0, 1 * S)
+    assert quiet.fell(60.0)
+    quiet.retime(30.0, 70.0, connected=True)
+    assert quiet.quiet
+    quiet.retime(inf, 80.0, connected=True)
+    assert (quiet.quiet, quiet.due_s) == (False, inf)
+    quiet.retime(60.0, 100.0, connected=True)
+    assert quiet.due_s == 160.0, "counted from now on"
