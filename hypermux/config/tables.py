@@ -44,7 +44,7 @@ from hypermux.config.shape import (
     table,
     text,
 )
-from hypermux.core import pins, redaction
+from hypermux.core import patterns, pins
 from hypermux.model.accounts import Cap, Proxy, RegionSigning, Secret, Upstream
 
 _connections = integer(1, 1_000_000)
@@ -192,7 +192,7 @@ def _pattern(value: Any) -> str:
     # Not `text`: white space and control characters can be meant.
     if not isinstance(value, str) or not value:
         raise Wrong.value('is not a regular expression in quotes, such as "(?i)password=[^ ]+"')
-    if (wrong := redaction.fault(value)) is not None:
+    if (wrong := patterns.fault(value)) is not None:
         raise Wrong.value(wrong)
     return value
 

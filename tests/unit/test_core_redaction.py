@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypermux.core.decoding import MAX_UNPARSED_TEXT, decode
-from hypermux.core.redaction import MARK, MAX_EXAMINED, Redaction, fault
+from hypermux.core.patterns import fault
+from hypermux.core.redaction import MARK, MAX_EXAMINED, Redaction
 from hypermux.model.records import Event, Unparsed
 
 
@@ -148,87 +149,10 @@ def test_a_text_without_the_pattern_is_left_alone(text: str, key: str) -> None:
     assert Redaction.of(["\0no\0such\0"]).text(text, key) == text
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        r"password=\S+",
-        r"(?i)(?:password|token)\s*[=:]\s*\S+",
-        r"AKIA[0-9A-Z]{16}",
-        r"\b(?:\d{1,3}\.){3}\d{1,3}\b",
-        r"(?:foo|bar)",
-        r"(?:ab)+",
-        r"(?:[0-9a-f]{2}:)+",
-        r"(?:foo|bar)++",
-        r"(?:(?>\w+)\.)+x",
-        r"(?P<name>a+)=(?P=name)",
-        r"x(?:a+)?",
-        r"[+*]+",
-        r"[]a]+",
-        r"\(+x",
-        r"(?#a+*)b",
-        r"a(?=b+)",
-        r"(?<!a)b",
-        r"(a)(?(1)b|c)",
-        r"a{2,5}b{3}",
-        r"a{,3}b",
-        r"a{x}{",
-        r"()+a",
-        r"eyJ[\w-]+\.[\w-]+\.[\w-]+",
-        "[[a]b",
-    ],
-)
-def test_patterns_that_are_taken(pattern: str) -> None:
-    assert fault(pattern) is None
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        r"(a+)+",
-        r"(?:a|a)*b",
-        r"(?:a?b?)+c",
-        r"(?:ab?)*c",
-        r"(\w+\s?)*!",
-        r"((ab)*c)*d",
-        r"(a+){2}",
-        r"(?:a{1,30}){1,30}b",
-        r"(?:a{1,3}){999999}b",
-        r"(?i:(?:x|y)+?)z",
-        r"(?:(?=a)a|a)+b",
-        r"(?P<n>[ab]+|c)+d",
-    ],
-)
-def test_patterns_that_may_take_for_ever(pattern: str) -> None:
-    assert "may take for ever" in (fault(pattern) or "")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "says"),
-    [
-        ("(", "not a regular expression: missing )"),
-        ("a(b", "at character 2"),
-        ("a{99999999999999}", "not a regular expression: it is too large"),
-        ("(" * 3000, "is not a regular expression"),
-        ("", "matches what is empty"),
-        ("x*", "matches what is empty"),
-        ("x?|y*", "matches what is empty"),
-        ("(?x) a + b", "has the flag x"),
-    ],
-)
-def test_patterns_that_are_wrong(pattern: str, says: str) -> None:
-    assert says in (fault(pattern) or "")
-
-
-@settings(deadline=None)
-@given(st.text(alphabet="ab()[]{}*+?|\\^$.,0123:=!<>P#-iw", max_size=30))
-def test_no_pattern_breaks_the_counting(pattern: str) -> None:
-    fault(pattern)
-
-
 def test_what_is_taken_is_not_endless() -> None:
     """The worst that strangers can do to patterns of one repeat is bearable."""
     began = time.perf_counter()
-    for pattern in (r"\s+x", r"\w+@", r"(?:[0-9a-f]{2}:)+z", r"(?:(?>\w+)\.)+x"):
+    for pattern in (r"\s+x", r"\w+@", r"(?:[0-9a-f]{2}:)+z"):
         assert fault(pattern) is None
         for piece in (" ", "a", "aa:", "a."):
             text = piece * (MAX_EXAMINED // len(piece) - 1)
