@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import signal
 import subprocess
 
@@ -61,9 +62,13 @@ def command(endpoint: Endpoint, timeout_s: float) -> list[str]:
         "LogLevel=INFO",  # QUIET would hide the reason of a failure
     )
     words = ["ssh", "-T", "-a", "-x", *(word for option in options for word in ("-o", option))]
-    words += ["-l", endpoint.user] if endpoint.user else []
+    return [*words, *_target(endpoint), *_remote_command(endpoint.path)]
+
+
+def _target(endpoint: Endpoint) -> list[str]:
+    words = ["-l", endpoint.user] if endpoint.user else []
     words += ["-p", str(endpoint.port)] if endpoint.port else []
-    return [*words, "--", endpoint.host, *_remote_command(endpoint.path)]
+    return [*words, "--", endpoint.host]
 
 
 def _remote_command(path: str) -> list[str]:
@@ -232,12 +237,12 @@ _WORDS: tuple[tuple[str, FailureKind, str], ...] = (
     (
         "IDENTIFICATION HAS CHANGED",
         FailureKind.TLS,
-        "the host shows another key than the one known for it: see `ssh {host}`",
+        "the host shows another key than the one known for it: see `{by_hand}`",
     ),
     (
         "Host key verification failed",
         FailureKind.TLS,
-        "the host's key is not known: `ssh {host}` asks once whether to accept it",
+        "the host's key is not known to this user: `{by_hand}` asks once whether to accept it",
     ),
     ("Could not resolve hostname", FailureKind.RESOLVE, "{said}"),
     (
@@ -273,7 +278,8 @@ def end_of_ssh(
         for needle, kind, words in _WORDS:
             if needle in said:
                 user = endpoint.user or "this user"
-                text = words.format(host=endpoint.host, user=user, said=last_line)
+                by_hand = shlex.join(["ssh", *_target(endpoint)])
+                text = words.format(by_hand=by_hand, user=user, said=last_line)
                 return Failure(kind, f"{where}: {text}")
         return Failure(otherwise, f"{where}: {last_line or 'it failed without a word'}")
     if status is not None and status < 0:

@@ -53,7 +53,10 @@ def server(running: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     monkeypatch.setenv("PATH", f"{running.home}/bin:{os.environ['PATH']}")
     before = set(descendants(os.getpid()))
     yield running
-    assert set(descendants(os.getpid())) - before <= set(running.sessions())
+    # A session may end between the two looks: then look again.
+    wait_until(
+        lambda: set(descendants(os.getpid())) - before <= set(running.sessions()), "ssh to end", 5
+    )
 
 
 def to(engine: dockerd.Engine, host: str = "build1") -> Endpoint:
@@ -155,7 +158,7 @@ async def test_host_keys(server: Sshd, engine: dockerd.Engine) -> None:
     (server.home / "known_hosts").write_text("")
     unknown = await dial_failure(to(engine))
     assert unknown.kind is FailureKind.TLS
-    assert "`ssh build1` asks once" in unknown.detail
+    assert "`ssh -- build1` asks once" in unknown.detail
     assert (server.home / "known_hosts").read_text() == ""
 
 
