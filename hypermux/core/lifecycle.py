@@ -8,9 +8,9 @@ Rules
   15 min, doubling to 6 h. Whoever mends the cause ends the pause early (`mended`).
 - What has worked is not given up at the first refusal. A 404, a redirect, a page in HTML or a
   strange certificate from where a source was healthy before is more often a router being redeployed
-  than a configuration gone wrong: PATIENCE of them are backed off from first. And when a healthy
-  connection is closed as refused, its key was good a moment ago: one ordinary attempt tells what it
-  is now.
+  than a configuration gone wrong: PATIENCE of them are backed off from first. A refused key gets
+  two ordinary attempts: at once when a healthy connection is closed as refused, for the key was
+  good a moment ago, and once within a minute, for whoever knows the keys may be starting too.
 - A clock that we signed wrong with earns one more attempt with the server's time; skewed again, the
   source is denied. It is earned anew by a connection that opens and by whatever mends the cause,
   not by a probe: the correction is kept, so a probe is signed with it anyway.
@@ -80,6 +80,8 @@ _PAUSE_OF: Mapping[Verdict, State] = {
     Verdict.UNTRUSTED: State.UNTRUSTED,
     Verdict.MISCONFIGURED: State.MISCONFIGURED,
 }
+# When a proven source looks again at a refused key, in seconds: a restart's time later.
+SECOND_LOOK_S = (20.0, 60.0)
 # What a proven source meets with patience.
 _PATIENT = frozenset({State.UNTRUSTED, State.MISCONFIGURED})
 
@@ -111,6 +113,7 @@ class Lifecycle:
     _skew_tried: bool = field(default=False, init=False)
     _proven: bool = field(default=False, init=False)  # has been healthy as it is configured
     _patience: int = field(default=PATIENCE, init=False)
+    _second_look: bool = field(default=True, init=False)
 
     def retime(self, min_s: float, max_s: float, reset_after_s: float) -> None:
         """Go by other times from now on; a pause that has begun keeps its length."""
@@ -172,13 +175,16 @@ class Lifecycle:
         """
         self._credit_health(now)
         was_healthy = self.state is State.LIVE or self._healthy_by(now)
-        state = _PAUSE_OF[judgement.verdict]
+        state, away_s = _PAUSE_OF[judgement.verdict], judgement.away_s
         if judgement.verdict is Verdict.SKEWED:
             if self._skew_tried:
                 state = State.DENIED
             self._skew_tried = True
         elif state is State.DENIED and was_healthy:
             state = State.BACKING_OFF
+        elif state is State.DENIED and self._proven and self._second_look:
+            self._second_look = False
+            state, away_s = State.BACKING_OFF, SECOND_LOOK_S
         elif state in _PATIENT and self._proven and self._patience > 0:
             self._patience -= 1
             state = State.BACKING_OFF
@@ -187,9 +193,9 @@ class Lifecycle:
             delay_s = backoff.full_jitter(
                 self.attempt, min_s=self._min_s, max_s=self._max_s, rng=self._rng
             )
-            if judgement.away_s is not None:
-                away_s = backoff.spread(judgement.away_s, max_s=self._max_s, rng=self._rng)
-                delay_s = max(delay_s, away_s)
+            if away_s is not None:
+                spread_s = backoff.spread(away_s, max_s=self._max_s, rng=self._rng)
+                delay_s = max(delay_s, spread_s)
             if retry_after_s is not None:
                 delay_s += backoff.retry_after(retry_after_s)
         else:
@@ -211,6 +217,7 @@ class Lifecycle:
         self.attempt = 0
         self._refusals = 0
         self._patience = PATIENCE
+        self._second_look = True
 
     def _enter(self, state: State, now: float) -> None:
         if state not in TRANSITIONS[self.state]:

@@ -138,6 +138,7 @@ KIND_ROWS: Mapping[FailureKind, Row] = {
     FailureKind.CREDENTIAL: Row(
         *_ALL, Verdict.MISCONFIGURED, "credential", "our own key cannot be read"
     ),
+    FailureKind.INTERNAL: Row(*_ALL, Verdict.RETRY, "internal", "hypermux itself failed"),
     FailureKind.ACCESS: Row(*_ALL, Verdict.DENIED, "denied", "the way to the server is barred"),
     FailureKind.SETUP: Row(
         *_ALL, Verdict.MISCONFIGURED, "misconfigured", "there is no way to the server"

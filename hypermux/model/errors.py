@@ -105,6 +105,7 @@ class FailureKind(StrEnum):
     SILENT = "silent"  # a ping went unanswered
     PROTOCOL = "protocol"  # the peer does not speak the protocol
     CREDENTIAL = "credential"  # our own key could not be read
+    INTERNAL = "internal"  # a fault of hypermux itself
     ACCESS = "access"  # who we are is refused on the way there: by ssh's server, by a proxy
     SETUP = "setup"  # what the way there needs is missing: a program, a proxy's consent to CONNECT
 

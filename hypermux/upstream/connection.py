@@ -26,6 +26,7 @@ from hypermux.core.limiter import Rank
 from hypermux.core.quiet import Quiet
 from hypermux.core.rotation import Rotation
 from hypermux.core.verdicts import Verdict
+from hypermux.model.accounts import Credential
 from hypermux.model.records import Gap
 from hypermux.upstream.counters import Counters
 from hypermux.upstream.gate import Gate
@@ -116,6 +117,13 @@ class Connection:
         if self.link is not None and self.link.open:
             self.rotation.renew(trio.current_time())
         self._changed.set()
+
+    def key_changed(self, credential: Credential | None) -> None:
+        """There is another key: use it, at once where one was or may have been refused."""
+        link = self.link
+        old = link is not None and link.open and link.credential != credential
+        if old or self.given_up or self.lifecycle.state is State.BACKING_OFF:
+            self.renew()
 
     @property
     def given_up(self) -> bool:

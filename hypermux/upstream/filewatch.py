@@ -69,7 +69,10 @@ class FileWatch:
 
     async def look(self) -> None:
         """Look once at every file."""
-        seen = await self.run_sync(_stamps, tuple(self._stamps))
+        try:
+            seen = await self.run_sync(_stamps, tuple(self._stamps))
+        except RuntimeError:
+            return  # no thread is to be had now; the next look finds the same
         for path, now in seen.items():
             before = self._stamps.get(path, now)
             if path in self._stamps:

@@ -16,7 +16,6 @@ trouble holding up that account.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -171,8 +170,14 @@ class KeyRing:
     async def _look(self, held: _Held) -> None:
         """Read a key for which there may be a successor."""
         async with held.lock:
-            with contextlib.suppress(ConfigurationFault):  # told, and to be tried again
+            try:
                 await self._read(held)
+            except ConfigurationFault:
+                pass  # told, and to be tried again
+            except Exception:
+                # One account's key must not end the others' watch.
+                log.exception("%s: internal error while reading its key", held.account)
+                self._failed(held, "an internal error of hypermux; see its log")
 
     async def _read(self, held: _Held) -> None:
         before = held.credential or held.refused

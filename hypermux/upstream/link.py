@@ -129,7 +129,7 @@ class Link:
         except Exception:
             # One source's fault must not end the others; it is told like any other failure.
             log.exception("%s: internal error", self.source.id)
-            return Failure(FailureKind.PROTOCOL, "an internal error of hypermux; see its log")
+            return Failure(FailureKind.INTERNAL, "its log has the details")
         return Failure(FailureKind.EOF, "the stream ended")
 
     @property

@@ -306,7 +306,4 @@ class Supervisor:
         credential = self.keys.current(account)
         for source, connection in self.connections.items():
             if source.account == account:
-                link = connection.link
-                old = link is not None and link.open and link.credential != credential
-                if connection.given_up or old:
-                    connection.renew()
+                connection.key_changed(credential)

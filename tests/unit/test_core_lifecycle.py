@@ -67,6 +67,7 @@ def test_every_code_has_its_verdict(
         (FailureKind.SILENT, Verdict.RETRY, "silent"),
         (FailureKind.PROTOCOL, Verdict.RETRY, "garbage"),
         (FailureKind.CREDENTIAL, Verdict.MISCONFIGURED, "credential"),
+        (FailureKind.INTERNAL, Verdict.RETRY, "internal"),
         (FailureKind.ACCESS, Verdict.DENIED, "denied"),
         (FailureKind.SETUP, Verdict.MISCONFIGURED, "misconfigured"),
     ],
@@ -476,20 +477,30 @@ def test_what_has_worked_is_not_given_up_at_the_first_refusal(word: Verdict) -> 
     assert fail(life, verdict(word))[0] is not State.BACKING_OFF
 
 
-def test_a_healthy_connection_that_is_closed_as_refused_gets_one_ordinary_attempt() -> None:
+def test_a_key_that_was_good_gets_two_ordinary_attempts() -> None:
     life = lifecycle()
     healthy(life)
-    assert life.failed(DENIED, 100.0).state is State.BACKING_OFF
+    pause = life.failed(DENIED, 100.0)
+    assert pause.state is State.BACKING_OFF
+    assert pause.delay_s <= 1.0, "at once: it was good a moment ago"
     life.waiting(101.0)
-    assert fail(life, DENIED, 102.0)[0] is State.DENIED
+    state, delay = fail(life, DENIED, 102.0)
+    assert state is State.BACKING_OFF
+    assert 20.0 <= delay <= 60.0, "whoever knows the keys may be starting too"
+    assert fail(life, DENIED, 140.0)[0] is State.DENIED
     # Health is what counts, not who noticed it.
     life.dialing(200.0)
     life.opened(200.0)
-    assert life.failed(DENIED, 260.0).state is State.BACKING_OFF
+    assert life.failed(DENIED, 260.0).delay_s <= 1.0
     life.waiting(261.0)
     life.dialing(262.0)
     life.opened(262.0)
-    assert life.failed(DENIED, 321.0).state is State.DENIED
+    assert life.failed(DENIED, 321.0).delay_s >= 20.0
+    life.waiting(350.0)
+    assert fail(life, DENIED, 360.0)[0] is State.DENIED
+    assert fail(life, DENIED, 2000.0)[0] is State.DENIED
+    # A key that never was gets none.
+    assert fail(lifecycle(), DENIED)[0] is State.DENIED
 
 
 def test_other_timings_count_from_the_next_pause_on() -> None:

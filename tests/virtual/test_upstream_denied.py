@@ -149,6 +149,33 @@ async def test_a_refused_key_is_tried_ten_times_a_day_at_the_most(
     assert 5 <= len(w.server.dials) <= 10
 
 
+@pytest.mark.parametrize("ahead_s", [0.0, 600.0])
+async def test_a_key_that_was_good_is_tried_ten_times_a_day_too(
+    autojump_clock: trio.testing.MockClock, ahead_s: float
+) -> None:
+    async with world(Server()) as w:
+        await trio.sleep(HOUR)
+        w.keys.credential, w.server.ahead_s = WRONG, ahead_s
+        before = len(w.server.dials)
+        w.server.cut()
+        await trio.sleep(DAY)
+        assert w.states == {State.DENIED}
+    assert 5 <= len(w.server.dials) - before <= 10
+
+
+async def test_a_server_whose_keys_come_up_later_than_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with world(Server()) as w:
+        await trio.sleep(HOUR)
+        w.keys.credential = WRONG
+        w.server.cut()
+        await trio.sleep(15)
+        w.keys.credential = GOOD
+        await trio.sleep(60)
+        assert w.states == {State.PROVING}
+
+
 async def test_a_refused_key_and_a_server_that_lies_about_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
