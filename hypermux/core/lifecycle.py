@@ -113,7 +113,7 @@ class Lifecycle:
     _skew_tried: bool = field(default=False, init=False)
     _proven: bool = field(default=False, init=False)  # has been healthy as it is configured
     _patience: int = field(default=PATIENCE, init=False)
-    _second_look: bool = field(default=True, init=False)
+    _second_look: bool = field(default=False, init=False)  # is granted by health
 
     def retime(self, min_s: float, max_s: float, reset_after_s: float) -> None:
         """Go by other times from now on; a pause that has begun keeps its length."""

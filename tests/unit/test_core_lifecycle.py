@@ -495,10 +495,19 @@ def test_a_key_that_was_good_gets_two_ordinary_attempts() -> None:
     life.waiting(261.0)
     life.dialing(262.0)
     life.opened(262.0)
-    assert life.failed(DENIED, 321.0).delay_s >= 20.0
+    assert life.failed(DENIED, 321.0).state is State.BACKING_OFF
     life.waiting(350.0)
     assert fail(life, DENIED, 360.0)[0] is State.DENIED
     assert fail(life, DENIED, 2000.0)[0] is State.DENIED
+    delays = []
+    for seed in range(300):
+        life = Lifecycle(min_s=0.5, max_s=120.0, reset_after_s=60.0, rng=Random(seed))
+        healthy(life)
+        life.failed(RETRY, 100.0)
+        life.waiting(100.0)
+        delays.append(fail(life, DENIED, 100.0)[1])
+    assert 20.0 <= min(delays) < 20.5
+    assert 59.5 < max(delays) <= 60.0
     # A key that never was gets none.
     assert fail(lifecycle(), DENIED)[0] is State.DENIED
 
