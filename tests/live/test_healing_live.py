@@ -24,6 +24,7 @@ from processes import (
     Emulator,
     Place,
     emulator,
+    end,
     place,
     process,
     service,
@@ -330,3 +331,21 @@ def test_stdout_and_stderr_of_subprocesses_hold_no_key(tmp_path: Path) -> None:
         assert key not in where.log.read_text()
         found = subprocess.run(["grep", "-rlF", key, str(where.state)], capture_output=True)
         assert not found.stdout
+
+
+def test_too_few_descriptors_are_our_own_shortage(tmp_path: Path) -> None:
+    with emulator(
+        tmp_path, "--accounts", "5", "--regions", "a,b,c,d,e,f", "--rate", "5"
+    ) as emulated:
+        where = place(tmp_path, emulated.accounts, LIMITS)
+        with service(where, "prlimit", "--nofile=32:32") as child:
+            wait_until(lambda: of(where, "state", cause="shortage"), "some are down for want of it")
+            up = len(of(where, "state", state="up"))
+            assert 0 < up < 30
+            wait_until(lambda: len(of(where, "event")) > 100, "the others bring events")
+            assert end(child) == 0, "and the journal was written to the end"
+        causes = {r["cause"] for r in of(where, "state", state="down")}
+        assert causes == {"start", "shortage", "stopped"}, "nobody is unreachable"
+        assert where.log.read_text().count("too many open files") == 1, "said once for all"
+        emulated.stop()
+        assert verify(where, emulated).returncode == 0
