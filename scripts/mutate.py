@@ -65,7 +65,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "quiet": ("unit/test_core_quiet.py",),
     "rates": ("unit/test_core_rates.py", *_LIMITS),
     "renewal": ("unit/test_core_renewal.py",),
-    "resume": ("unit/test_core_resume.py", "virtual/test_upstream_docker.py"),
+    "resume": ("unit/test_core_resume.py",),
     "rotation": ("unit/test_core_rotation.py",),
     "skew": ("unit/test_core_skew.py",),
     "throttling": ("unit/test_core_throttling.py", *_LIMITS),
@@ -73,10 +73,12 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "verdicts": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
     "yielding": _LIMITS,
 }
-# How much longer than the same tests took unharmed and traced, which alone takes a few times as
-# long. It is counted in processor time: others may use the machine too.
+# How much longer than it took unharmed and traced, which alone takes a few times as long, a test may
+# take. It is counted in processor time: others may use the machine too.
 PATIENCE = 2.0
-PATIENCE_S = 2.0
+PATIENCE_S = 1.0
+# To load the tests, in processor time.
+LOADING_S = 15.0
 # For a test that waits for what never comes.
 IDLE_S = 60.0
 # A fault can make a list grow without end. The whole of a test process is far below.
@@ -149,10 +151,11 @@ class Watch:
 
 
 class Only:
-    """A pytest plugin: these tests, in this order."""
+    """A pytest plugin: these tests, in this order, each within its time, in seconds."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._order = {name: place for place, name in enumerate(names)}
+    def __init__(self, limits: Mapping[str, float]) -> None:
+        self._limits = limits
+        self._order = {name: place for place, name in enumerate(limits)}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Leave the others out."""
@@ -160,6 +163,11 @@ class Only:
         items[:] = sorted(
             (item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid]
         )
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Have the process ended when its time is over: nobody catches this signal."""
+        signal.setitimer(signal.ITIMER_PROF, self._limits[item.nodeid])
 
 
 def run_tests(files: Sequence[str], plugin: object) -> int:
@@ -247,17 +255,17 @@ class Module:
         change = mutant.where, *mutant.changes(self.source)
         return next((same for same in self.equivalents if same.covers(*change)), None)
 
-    def start(self, mutant: Mutant, names: Sequence[str], seconds: float, output: int) -> int:
-        """Run tests against a mutant; return the process."""
-        files = list(dict.fromkeys(name.partition("::")[0] for name in names))
+    def start(self, mutant: Mutant, limits: Mapping[str, float], output: int) -> int:
+        """Run tests against a mutant, each within its time; return the process."""
+        files = list(dict.fromkeys(name.partition("::")[0] for name in limits))
         text = mutant.apply(self.source)
 
         def work() -> int:
-            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            signal.setitimer(signal.ITIMER_PROF, LOADING_S)
             name = f"hypermux.core.{self.name}"
             sys.meta_path.insert(0, Faulty(name, self.path, text))
-            return run_tests(files, Only(names))
+            return run_tests(files, Only(limits))
 
         return forked(work, output)
 
@@ -279,15 +287,15 @@ def judge(module: Module, chosen: Sequence[Mutant], workers: int) -> list[Outcom
         while waiting or running:
             while waiting and len(running) < workers:
                 mutant = waiting.pop()
-                names = module.tests_of(mutant)
-                if not names:
+                limits = {
+                    name: PATIENCE_S + PATIENCE * module.reached[name].seconds
+                    for name in module.tests_of(mutant)
+                }
+                if not limits:
                     outcomes.append(Outcome(mutant, False, "no test runs this line"))
                     continue
-                seconds = PATIENCE_S + PATIENCE * sum(
-                    module.reached[name].seconds for name in names
-                )
-                pid = module.start(mutant, names, seconds, output.fileno())
-                running[pid] = Running(mutant, time.monotonic() + 4 * seconds + IDLE_S)
+                deadline = time.monotonic() + 4 * sum(limits.values()) + IDLE_S
+                running[module.start(mutant, limits, output.fileno())] = Running(mutant, deadline)
             time.sleep(0.01)
             before = len(outcomes)
             for pid, run in list(running.items()):
