@@ -73,8 +73,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "verdicts": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
     "yielding": _LIMITS,
 }
-# How much longer than it took unharmed and traced, which alone takes a few times as long, a test may
-# take. It is counted in processor time: others may use the machine too.
+# How much longer a test may take than it took unharmed and traced, which alone makes it a few times
+# as long. It is counted in processor time: others may use the machine too.
 PATIENCE = 2.0
 PATIENCE_S = 1.0
 # To load the tests, in processor time.
