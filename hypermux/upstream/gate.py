@@ -49,7 +49,7 @@ class Gate:
             if granted.is_set():
                 if not handover:
                     self.release(source)
-            else:
+            elif self._waiting.get(source) is granted:
                 del self._waiting[source]
                 self.allocator.withdraw(source)
             raise

@@ -6,9 +6,10 @@ import json
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import Emulator, Place, emulator, place, service, wait_until
+from processes import Emulator, Place, emulator, place, run, service, wait_until
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -57,8 +58,11 @@ def up(where: Place) -> int:
     return Counter(last.values())["up"]
 
 
-def connect_all(where: Place, emulated: Emulator, timeout_s: float) -> float:
-    """Wait until all sources are up; return how many seconds after the service's start that is."""
+def connect_all(where: Place, emulated: Emulator, timeout_s: float) -> tuple[float, dict[str, Any]]:
+    """Wait until all sources are up.
+
+    Returns how many seconds after the service's start that is, and what it says of its limits.
+    """
     with service(where):
         wait_until(
             lambda: Counter(status for _, status in answers(emulated))[101] >= SOURCES,
@@ -66,9 +70,10 @@ def connect_all(where: Place, emulated: Emulator, timeout_s: float) -> float:
             timeout_s,
         )
         wait_until(lambda: up(where) == SOURCES, "everything is up")
+        status = json.loads(run("status", "-c", where.config, "-o", "json").stdout)
     started = next(r for r in where.records if r["kind"] == "state" and r["state"] == "start")
     accepted = [time for time, status in answers(emulated) if status == 101]
-    return (accepted[SOURCES - 1] - nanoseconds(started["time"])) / 1e9
+    return (accepted[SOURCES - 1] - nanoseconds(started["time"])) / 1e9, status["limits"]
 
 
 def nanoseconds(text: str) -> int:
@@ -83,15 +88,17 @@ def test_a_server_with_our_own_limits_refuses_nothing_and_all_connect_in_time(
 ) -> None:
     with emulator(tmp_path, *limited(tmp_path)) as emulated:
         where = place(tmp_path, emulated.accounts, limits(60 * RATE, 60 * 7))
-        took_s = connect_all(where, emulated, 30.0)
+        took_s, told = connect_all(where, emulated, 30.0)
         assert Counter(status for _, status in answers(emulated)) == {101: SOURCES}
     assert took_s <= MOST_S
+    assert told["slots_taken"] == SOURCES
+    assert told["throttled"] == []
 
 
 def test_a_tenth_too_much_is_refused_settles_and_is_told(tmp_path: Path) -> None:
     with emulator(tmp_path, *limited(tmp_path)) as emulated:
         where = place(tmp_path, emulated.accounts, limits(66 * RATE, 66 * 7))
-        took_s = connect_all(where, emulated, 60.0)
+        took_s, told = connect_all(where, emulated, 60.0)
         statuses = Counter(status for _, status in answers(emulated))
     log = where.log.read_text()
     assert statuses[429] > 0
@@ -99,3 +106,5 @@ def test_a_tenth_too_much_is_refused_settles_and_is_told(tmp_path: Path) -> None
     assert took_s < 3 * SOURCES / RATE
     lowered = [line for line in log.splitlines() if "asks for fewer connections: now" in line]
     assert 0 < len(lowered) <= statuses[429]
+    # Nobody has dialed often enough since to bring the rates back up.
+    assert told["throttled"]
