@@ -191,4 +191,12 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
             "it is minutes away from 0 by then",
         ),
     ),
+    "yielding": (
+        Same(
+            "surplus",
+            "held[place] <= place.cap",
+            ("held[place] < place.cap",),
+            "where both are the same nobody is chosen: the loop that follows is over at once",
+        ),
+    ),
 }

@@ -122,6 +122,40 @@ def test_a_slot_is_not_contested_by_who_waits_for_something_else() -> None:
     assert limiter.contested(src("a/1"))
 
 
+def test_a_slot_alone_must_be_enough() -> None:
+    limiter = allocator(4, account_caps={"a": Cap(1)})
+    ask(limiter, "a/1", "big/1", "big/2", "big/3")
+    limiter.grant(0.0)
+    ask(limiter, "a/2")  # for one of its account as well
+    assert not limiter.contested(src("big/1"))
+    ask(limiter, "c/1")
+    assert limiter.contested(src("big/1"))
+    limiter.change(limits(3), 0.0)  # one too many is held: a slot given back is nobody's
+    assert not limiter.contested(src("big/1"))
+
+
+def test_a_slot_is_not_contested_by_whom_a_server_told_to_wait() -> None:
+    limiter = allocator(1)
+    ask(limiter, "b/1")
+    limiter.grant(0.0)
+    limiter.throttled(src("b/1"), 0.0, 30.0, 0.0)
+    limiter.release(src("b/1"))
+    ask(limiter, "a/1", "b/1")
+    assert names(limiter.grant(0.0)) == ["a/1"]
+    limiter.grant(29.9)
+    assert not limiter.contested(src("a/1"))
+    limiter.grant(30.0)
+    assert limiter.contested(src("a/1"))
+
+
+def test_a_slot_is_contested_by_one_of_several_who_wait() -> None:
+    limiter = allocator(2)
+    ask(limiter, "a/1", "b/1")
+    limiter.grant(0.0)
+    ask(limiter, "a/1", "a/2")  # the first holds one
+    assert limiter.contested(src("a/1"))
+
+
 # -- limits that change
 
 
@@ -147,6 +181,27 @@ def test_a_lowered_count_is_given_back_by_the_account_that_holds_most_youngest_f
         assert limiter.grant(2.0) == []  # still full
     limiter.release(src("a/1"))
     assert names(limiter.grant(2.0)) == ["d/1"]
+
+
+def test_of_accounts_that_hold_as_many_the_youngest_slot_goes_first() -> None:
+    limiter = allocator()
+    for name in ("a/1", "b/1", "b/2", "a/2"):
+        ask(limiter, name)
+        limiter.grant(0.0)
+    assert names(limiter.change(limits(3), 0.0)) == ["a/2"]
+    limiter = allocator()
+    ask(limiter, "a/1", "b/1", "c/1")
+    limiter.grant(0.0)
+    assert names(limiter.change(limits(1), 0.0)) == ["c/1", "b/1"]
+
+
+def test_an_endpoint_that_is_full_and_no_more_is_not_over_its_count() -> None:
+    limiter = allocator()
+    ask(limiter, "a/1", "z/1", host="h:1")
+    limiter.grant(0.0)
+    ask(limiter, "a/2", host="h:2")
+    limiter.grant(0.0)
+    assert names(limiter.change(limits(None, None, 1, Cap(1), Cap(2)), 0.0)) == ["a/2"]
 
 
 def test_counts_of_accounts_and_endpoints_are_lowered_with_as_few_as_it_takes() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
-from hypermux.core.throttling import CROWD_S, SPARSE_S, Pair, Throttled, Throttles
+from hypermux.core.throttling import Pair, Throttled, Throttles
 from hypermux.model.accounts import Cap, Limits
 
 WHOLE = Limits(Cap(None, 10.0), 5, Cap(None, 4.0))
@@ -57,12 +59,30 @@ def test_a_wave_brings_the_endpoint_down_once() -> None:
     assert throttles.current(101.0)[0].rate == 2.5
 
 
-@pytest.mark.parametrize("apart", [CROWD_S, CROWD_S / 2])
-def test_accounts_that_are_refused_now_and_then_are_no_crowd(apart: float) -> None:
+def test_who_dialed_at_the_moment_of_the_decrease_is_of_its_wave() -> None:
     throttles = Throttles(WHOLE)
-    for number, name in enumerate("abcdef"):
-        refuse(throttles, 100.0 + number * apart, name)
-    assert all(low.account is not None for low in throttles.current(100.0))
+    refuse(throttles, 100.0, "a", "b", "c")
+    for name in "xy":
+        throttles.refused(dial(throttles, name, 100.0), 100.0, None, 103.0)
+    refuse(throttles, 104.0, "z")
+    assert throttles.current(104.0)[0].rate == 5.0
+
+
+def test_a_decrease_begins_a_new_count() -> None:
+    throttles = Throttles(WHOLE)
+    refuse(throttles, 100.0, "a", "b", "c")
+    refuse(throttles, 102.0, "d", "e")
+    assert throttles.current(102.0)[0].rate == 5.0
+    refuse(throttles, 103.0, "f")
+    assert throttles.current(103.0)[0].rate == 2.5
+
+
+@pytest.mark.parametrize(("last", "crowded"), [(109.9, True), (110.0, False)])
+def test_accounts_that_are_refused_now_and_then_are_no_crowd(last: float, crowded: bool) -> None:
+    throttles = Throttles(WHOLE)
+    for name, at in (("a", 100.0), ("b", 105.0), ("c", last)):
+        refuse(throttles, at, name)
+    assert (throttles.current(last)[0].account is None) is crowded
 
 
 def test_an_account_that_is_refused_over_and_over_says_nothing_of_the_others() -> None:
@@ -79,16 +99,48 @@ def test_an_account_that_is_refused_over_and_over_says_nothing_of_the_others() -
     assert throttles.pair("a", HOST).crowd.gate is not None
 
 
-def test_accounts_that_dial_often_may_be_over_their_own_rates() -> None:
+def test_accounts_that_are_refused_for_good_are_a_crowd_once() -> None:
+    throttles = Throttles(WHOLE)
+    for number in range(5):
+        refuse(throttles, 20.0 * number, "a", "b", "c")
+    assert throttles.current(100.0)[0].rate == 5.0
+
+
+@pytest.mark.parametrize(("apart", "crowded"), [(0.99, False), (1.0, True)])
+def test_accounts_that_dial_often_may_be_over_their_own_rates(apart: float, crowded: bool) -> None:
     throttles = Throttles(WHOLE)
     for name in "abc":
-        dial(throttles, name, 100.0 - SPARSE_S / 2)
-    refuse(throttles, 100.0, "a", "b", "c")
-    assert [low.account for low in throttles.current(100.0)] == ["a", "b", "c"]
-    for name in "abc":
-        throttles.accepted(dial(throttles, name, 101.0), 101.0, 101.0)
-    refuse(throttles, 101.0 + SPARSE_S, "a", "b", "c")
-    assert throttles.current(102.0)[0].account is None
+        dial(throttles, name, 100.0)
+    refuse(throttles, 100.0 + apart, "a", "b", "c")
+    assert (throttles.current(102.0)[0].account is None) is crowded
+
+
+def test_a_stop_is_told_while_it_lasts() -> None:
+    throttles = Throttles(WHOLE)
+    throttles.refused(dial(throttles, "a", 100.0), -inf, 30.0, 100.0)
+    assert [low.stopped_until for low in throttles.current(129.9)] == [130.0]
+    assert throttles.current(130.0) == []
+    refuse(throttles, 129.0, "a")
+    assert [low.stopped_until for low in throttles.current(130.0)] == [None]
+    throttles.accepted(dial(throttles, "b", 100.0), 100.0, 100.0)
+    throttles.refused(dial(throttles, "b", 100.0), -inf, 30.0, 100.0)
+    throttles.change(WHOLE, set(), 130.0)
+    assert [pair.account for pair in throttles.pairs] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("configured", "told"),
+    [
+        (None, "now 5/s, configured 10/s"),
+        (1.0, "now 0.5/s, configured 1/s"),
+        (0.2, "now 0.1/s, configured 0.2/s"),
+        (0.1, "now 3/min, configured 0.1/s"),
+    ],
+)
+def test_rates_are_told_by_the_second_or_the_minute(configured: float | None, told: str) -> None:
+    (sentence,) = refuse(Throttles(Limits(Cap(None, configured))), 1.0, "a")
+    assert sentence is not None
+    assert sentence.endswith(told)
 
 
 def test_what_is_neither_used_nor_low_is_forgotten() -> None:
