@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from processes import Emulator, Place, emulator, place, run, service, wait_until
+
+from hypermux.emulator.control import call
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -20,23 +23,23 @@ SOURCES = ACCOUNTS * REGIONS
 MOST_S = 1.05 * SOURCES / RATE
 
 
-def limited(directory: Path) -> list[str]:
+def limited(regions: int = REGIONS) -> list[str]:
     """Return the emulator's options: limits on rates and counts, all of which are reached."""
-    regions = ",".join(f"r{number:02d}" for number in range(REGIONS))
+    names = ",".join(f"r{number:02d}" for number in range(regions))
     return [
-        *("--accounts", str(ACCOUNTS), "--regions", regions, "--rate", "0"),
+        *("--accounts", str(ACCOUNTS), "--regions", names, "--rate", "0"),
         *("--limit-rate", f"{RATE}/s", "--limit-burst", str(BURST), "--account-rate", "7/s"),
-        *("--limit-connections", str(SOURCES), "--account-connections", str(REGIONS)),
+        *("--limit-connections", str(ACCOUNTS * regions), "--account-connections", str(regions)),
     ]
 
 
-def limits(per_minute: int, account_per_minute: int) -> str:
+def limits(per_minute: int, account_per_minute: int, regions: int = REGIONS) -> str:
     """Return `[limits]` with these rates, and counts that are the server's."""
     rate = f'connect_rate = "{per_minute}/min"'
-    own = f'max_connections = {REGIONS}, connect_rate = "{account_per_minute}/min"'
+    own = f'max_connections = {regions}, connect_rate = "{account_per_minute}/min"'
     return f"""\
 [limits]
-max_connections = {SOURCES}
+max_connections = {ACCOUNTS * regions}
 {rate}
 connect_burst = {BURST}
 per_account = {{ {own} }}
@@ -86,7 +89,7 @@ def nanoseconds(text: str) -> int:
 def test_a_server_with_our_own_limits_refuses_nothing_and_all_connect_in_time(
     tmp_path: Path,
 ) -> None:
-    with emulator(tmp_path, *limited(tmp_path)) as emulated:
+    with emulator(tmp_path, *limited()) as emulated:
         where = place(tmp_path, emulated.accounts, limits(60 * RATE, 60 * 7))
         took_s, told = connect_all(where, emulated, 30.0)
         assert Counter(status for _, status in answers(emulated)) == {101: SOURCES}
@@ -96,7 +99,7 @@ def test_a_server_with_our_own_limits_refuses_nothing_and_all_connect_in_time(
 
 
 def test_a_tenth_too_much_is_refused_settles_and_is_told(tmp_path: Path) -> None:
-    with emulator(tmp_path, *limited(tmp_path)) as emulated:
+    with emulator(tmp_path, *limited()) as emulated:
         where = place(tmp_path, emulated.accounts, limits(66 * RATE, 66 * 7))
         took_s, told = connect_all(where, emulated, 60.0)
         statuses = Counter(status for _, status in answers(emulated))
@@ -108,3 +111,24 @@ def test_a_tenth_too_much_is_refused_settles_and_is_told(tmp_path: Path) -> None
     assert 0 < len(lowered) <= statuses[429]
     # Nobody has dialed often enough since to bring the rates back up.
     assert told["throttled"]
+
+
+def test_all_that_are_dropped_at_once_come_back_at_the_rate_and_unrefused(tmp_path: Path) -> None:
+    sources, half = ACCOUNTS * REGIONS // 2, REGIONS // 2
+    with emulator(tmp_path, *limited(half)) as emulated:
+        where = place(tmp_path, emulated.accounts, limits(60 * RATE, 60 * 7, half))
+        with service(where):
+            wait_until(lambda: len(answers(emulated)) == sources, "everything is connected")
+            wait_until(lambda: up(where) == sources, "everything is up")
+            # Every burst is rested by then, on both sides.
+            rested_at = time.monotonic() + BURST / RATE
+            wait_until(lambda: time.monotonic() >= rested_at, "a rest")
+            dropped_ns = time.time_ns()
+            assert call(emulated.control, {"op": "drop"})["ok"]
+            wait_until(lambda: len(answers(emulated)) >= 2 * sources, "everything is back")
+            wait_until(lambda: up(where) == sources, "everything is up again")
+        assert Counter(status for _, status in answers(emulated)) == {101: 2 * sources}
+        took_s = (answers(emulated)[-1][0] - dropped_ns) / 1e9
+    # The pause after a failure, and what a busy machine may take; half a second of dials at once
+    # is not counted in our favour.
+    assert took_s <= 1.05 * sources / RATE + 0.5
