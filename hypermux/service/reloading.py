@@ -16,6 +16,7 @@ from hypermux.config import accounts_file
 from hypermux.config.changes import Changes, compare
 from hypermux.config.settings import Settings
 from hypermux.core.recording import rfc3339
+from hypermux.downstream.walk import RunSync
 from hypermux.model.errors import ConfigurationFault, Problem
 from hypermux.model.status import ReloadStatus
 
@@ -48,6 +49,7 @@ class Reloading:
     read: Callable[[Path], Awaitable[Settings]]
     apply: Callable[[Changes, str], None]
     now_ns: Callable[[], int]
+    run_sync: RunSync
     last: ReloadStatus | None = None
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
 
@@ -58,7 +60,8 @@ class Reloading:
                 new = await self._read()
             except ConfigurationFault as fault:
                 return self._refused(who, tuple(map(str, fault.problems[:_PROBLEMS_SHOWN])))
-            changes = compare(self.settings, new)
+            # Half a second for ten thousand sources: pings are answered meanwhile.
+            changes = await self.run_sync(compare, self.settings, new)
             self.settings = changes.settings
             self.apply(changes, who)
             log.info("reload by %s: %s", who, changes.text)

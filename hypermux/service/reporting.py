@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import trio
 
@@ -23,12 +24,23 @@ from hypermux.model.status import (
     JournalStatus,
     LimitStatus,
     ReloadStatus,
+    SourceStatus,
     Status,
     SubscriberStatus,
     Throttled,
 )
 from hypermux.upstream.status import Flow
 from hypermux.upstream.supervisor import Supervisor
+
+
+def source_states(supervisor: Supervisor, sequencer: Sequencer) -> Iterator[SourceStatus]:
+    """Yield the state of every source; see `Supervisor.statistics`."""
+    shares, merger = sequencer.inbox.budget.shares, sequencer.merger
+
+    def flow(source: SourceId) -> Flow:
+        return Flow(shares.get(source) or Share(), merger.offset_ns(source))
+
+    return supervisor.statistics(flow)
 
 
 def report(
@@ -41,15 +53,11 @@ def report(
     subscribers: Subscribers,
     supervisor: Supervisor,
     last_reload: ReloadStatus | None,
+    sources: Sequence[SourceStatus],
 ) -> Status:
     """Return how the service fares at this moment. No part of it waits."""
     budget, merger = sequencer.inbox.budget, sequencer.merger
     now_ns = sequencer.clock.now_ns()
-
-    def flow(source: SourceId) -> Flow:
-        return Flow(budget.shares.get(source) or Share(), merger.offset_ns(source))
-
-    sources = supervisor.statistics(flow)
     oldest_ns = merger.oldest_received_ns
     readers = subscribers.statistics()
     return Status(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import trio
 from attrs import define, evolve, field
@@ -153,14 +153,15 @@ class Supervisor:
         finally:
             self._nursery = None
 
-    def statistics(self, flow: Callable[[SourceId], Flow]) -> list[SourceStatus]:
-        """Return the state of every source; `flow` tells what became of its events."""
-        now = trio.current_time()
-        return [
-            source_status(connection, flow(name), now)
-            for name, connection in self.connections.items()
-            if not self._tended[name].removed
-        ]
+    def statistics(self, flow: Callable[[SourceId], Flow]) -> Iterator[SourceStatus]:
+        """Yield the state of every source; `flow` tells what became of its events.
+
+        Each is of the moment that it is yielded at; sources may go and come in between.
+        """
+        for name in list(self.connections):
+            connection = self.connections.get(name)
+            if connection is not None and not self._tended[name].removed:
+                yield source_status(connection, flow(name), trio.current_time())
 
     def apply(self, changes: Changes) -> None:
         """Go over to another configuration, all at once: nothing here waits.

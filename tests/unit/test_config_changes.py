@@ -18,6 +18,7 @@ from hypermux.config.settings import (
     LimitSettings,
     LogSettings,
     MergeSettings,
+    RetainSettings,
     Settings,
     SocketSettings,
     Source,
@@ -161,6 +162,9 @@ def test_an_accounts_own_limits_count_at_once() -> None:
         ),
         ({"merge": MergeSettings(1.0)}, 'merge.max_hold stays "2s": "1s" takes a restart'),
         ({"buffer": BufferSettings(1 << 20)}, 'buffer.size stays "64MiB": "1MiB" takes a restart'),
+        ({"journal": JournalSettings(retain=RetainSettings(age_s=86400.0), keep_free=1 << 20)},
+            'journal.retain.age stays "30d": "1d" takes a restart; '
+            'journal.keep_free stays "1GiB": "1MiB" takes a restart'),
         ({"journal": JournalSettings(fsync=0.1, segment_size=1 << 20)},
             'journal.fsync stays "commit": "100ms" takes a restart; '
             'journal.segment.size stays "128MiB": "1MiB" takes a restart'),
