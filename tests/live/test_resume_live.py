@@ -18,7 +18,7 @@ from typing import Any
 import dockerd
 import pytest
 from attrs import define, field
-from processes import FAST, Place, end, place, service, wait_until
+from processes import FAST, HYPERMUX, Place, end, place, service, wait_until
 
 from hypermux.core.recording import parse_rfc3339
 from hypermux.core.resume import AUDIT_EVENTS, AUDIT_MIN_S
@@ -205,6 +205,30 @@ def test_lives_follow_each_other(watch: Watch) -> None:
         pass
     assert watch.created() == names
     assert len(watch.gaps) == 1
+
+
+def test_a_reload_that_connects_an_engine_anew_misses_nothing(watch: Watch) -> None:
+    reload = [*HYPERMUX, "reload", "--socket", str(watch.place.socket)]
+    with watch.running() as child:
+        seen = watch.see("before", 2)
+        text = watch.place.config.read_text()
+        # What is left out here needs no new connection; what the engine is asked for does.
+        for line, told in (
+            ('exclude_events = ["exec_*"]', "changed ci/lab: exclude_events\n"),
+            ('filters = { type = ["volume"] }', "changed ci/lab: filters, connected anew\n"),
+        ):
+            ups = watch.states.count("up")
+            text = text.replace("[accounts.ci]", f"[accounts.ci]\n{line}")
+            watch.place.config.write_text(text)
+            done = subprocess.run(reload, capture_output=True, text=True, timeout=60)
+            assert (done.returncode, done.stdout) == (0, told), done.stderr
+            names = watch.engine.volumes("meanwhile", 3)
+            if "anew" in told:
+                wait_until(lambda ups=ups: watch.states.count("up") > ups, "up again")  # type: ignore[misc]
+            seen += [*names, *watch.see("after")]
+        assert end(child) == 0
+    assert Counter(watch.created()) == Counter(seen)
+    assert [gap["cause"] for gap in watch.gaps if gap["cause"] != "start"] == []
 
 
 def test_an_engine_that_is_restarted_is_one_gap(watch: Watch) -> None:
