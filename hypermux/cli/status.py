@@ -117,7 +117,7 @@ def _table(status: Status) -> Table:
         "events",
         "gaps",
         "offset",
-        "what of it",
+        "remarks",
     ):
         right = name in ("events", "gaps", "offset")
         table.add_column(name, overflow="fold", justify="right" if right else "left")
@@ -177,7 +177,7 @@ def _lines(status: Status) -> list[tuple[str, str]]:
             f"hypermux {status.version}, pid {status.pid}, up {_duration(status.uptime_seconds)}: "
             f"{sum(status.states.values())} sources ({states}); "
             f"journal at {status.journal.cursor}; "
-            f"buffer {buffer.used_bytes / 2**20:.1f} of {format_size(buffer.size_bytes)}; "
+            f"buffer {buffer.used_bytes / 2**20:.1f}MiB of {format_size(buffer.size_bytes)}; "
             f"{readers.active} subscribers",
             "bold",
         )
