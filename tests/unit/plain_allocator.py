@@ -290,6 +290,11 @@ class Plain:
             for pair, slow in self.slow.items()
             if pair in wanted or slow.gate is not None or slow.stopped_until > now
         }
+        self.impatient &= {
+            (source.account, wish.address, wish.handover)
+            for source, wish in self.waiting.items()
+            if wish.rank is Rank.LOST
+        }
         self.last = {
             s: last for s, last in self.last.items() if s in known and last[0] in self.slow
         }

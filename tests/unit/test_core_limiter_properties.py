@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import hypothesis
+import pytest
 from allocators import names
 from attrs import define, field
 from hypothesis import strategies as st
@@ -177,9 +180,7 @@ class Pairing:
             ledger.check()
 
 
-@hypothesis.settings(max_examples=500, deadline=None)
-@hypothesis.given(all_limits, st.lists(step, max_size=60))
-def test_it_grants_what_asking_everybody_would(limits: Limits, steps: list[Any]) -> None:
+def play(limits: Limits, steps: Iterable[tuple[Any, ...]]) -> None:
     pairing = Pairing(limits)
     for name, *rest in steps:
         pairing.do(name, *rest)
@@ -196,14 +197,54 @@ def test_it_grants_what_asking_everybody_would(limits: Limits, steps: list[Any])
     pairing.check()
 
 
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(all_limits, st.lists(step, max_size=60))
+def test_it_grants_what_asking_everybody_would(limits: Limits, steps: list[Any]) -> None:
+    play(limits, steps)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_it_grants_what_asking_everybody_would_for_long(seed: int) -> None:
+    """Far into a walk accounts hold much, many wait, and some have waited too long."""
+    rng = random.Random(seed)
+    play(some_limits(rng), (some_step(rng, seed % 2 == 0) for _ in range(150)))
+
+
+def some_limits(rng: random.Random) -> Limits:
+    def cap() -> Cap:
+        most = rng.choice([None, None, 1, 2, 3, 4, 6])
+        return Cap(most, rng.choice([None, None, 1.0, 5.0, 10.0]))
+
+    own = {"a": cap()} if rng.random() < 0.5 else {}
+    return Limits(cap(), rng.randint(1, 3), cap(), cap(), own)
+
+
+def some_step(rng: random.Random, changing: bool) -> tuple[Any, ...]:
+    source, address, rank = rng.choice(SOURCES), rng.choice(ADDRESSES), rng.choice(list(Rank))
+    kinds = {"request": 30, "handover": 6, "withdraw": 4, "release": 14, "wait": 8, "next": 16}
+    if changing:
+        kinds |= {"throttled": 4, "succeeded": 3, "crowd": 1, "change": 2}
+    (kind,) = rng.choices(list(kinds), list(kinds.values()))
+    more: dict[str, tuple[Any, ...]] = {
+        "request": (source, address, rank),
+        "handover": (source, rank),
+        "withdraw": (source,),
+        "release": (source,),
+        "wait": (rng.choice([0.0, 0.05, 0.1, 0.3, 1.0, 30.0, 125.0]),),
+        "throttled": (source, rng.choice([0.0, 0.2, 1.0]), rng.choice([None, None, 0.5, 30.0])),
+        "succeeded": (source, rng.choice([1, 20, 60])),
+        "crowd": (rng.randint(2, 9), rng.random() < 0.5),
+        "change": (some_limits(rng), rng.random() < 0.5) if kind == "change" else (),
+    }
+    return kind, *more.get(kind, ())
+
+
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(st.integers(2, 12), st.integers(0, 2**32), st.booleans())
 def test_a_large_account_does_not_starve_behind_small_ones_that_fail(
     flapping: int, seed: int, handover: bool
 ) -> None:
     """Who waits longest gets every fourth permit at least, whatever its account holds."""
-    import random
-
     rng = random.Random(seed)
     real = Allocator(Limits(Cap(None, 1.0)), 0.0)
     for number in range(20):
