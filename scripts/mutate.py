@@ -60,7 +60,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "correction": ("unit/test_core_correction.py",),
     "lifecycle": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
     "limiter": (*_LIMITS, "virtual/test_upstream_gate.py"),
-    "merging": ("unit/test_core_merging.py",),
+    "merging": ("unit/test_core_merging_rules.py", "unit/test_core_merging.py"),
     "overlap": ("unit/test_core_overlap.py",),
     "quiet": ("unit/test_core_quiet.py",),
     "rates": ("unit/test_core_rates.py", *_LIMITS),
