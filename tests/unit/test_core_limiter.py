@@ -8,6 +8,7 @@ import pytest
 from allocators import HOST, allocator, ask, names, src
 from hypothesis import strategies as st
 
+from hypermux.core import limiter as limiter_module
 from hypermux.core.limiter import PATIENCE_S, Allocator, Rank
 from hypermux.core.rates import Gcra
 from hypermux.model.accounts import Cap
@@ -351,3 +352,12 @@ def test_a_thousand_who_wait_cost_no_more_than_a_few_looks_each() -> None:
                 granted += len(limiter.grant(now))
             assert asked < 30 * 1000
     patch.undo()
+
+
+def test_the_figures_that_the_promises_are_made_of() -> None:
+    assert (limiter_module.PATIENCE_S, limiter_module.PATIENCE_CHECK_S, limiter_module.FAVOUR) == (
+        120.0,
+        10.0,
+        4,
+    )
+    assert [rank.value for rank in Rank] == [0, 1, 2, 3]
