@@ -117,6 +117,112 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
             "where both are the same, the bound is the same in either heap",
         ),
     ),
+    "merging": (
+        Same(
+            "",
+            "_TRIM = 1024",
+            ("_TRIM = 2048", "_TRIM = 512"),
+            "when released items are cut off changes what it costs, not what comes out",
+        ),
+        Same(
+            "Merger._cut",
+            "cut > _TRIM",
+            ("cut >= _TRIM",),
+            "when released items are cut off changes what it costs, not what comes out",
+        ),
+        Same(
+            "Merger._cut",
+            "cut * 2 > len(pending)",
+            ("cut * 2 >= len(pending)",),
+            "when released items are cut off changes what it costs, not what comes out",
+        ),
+        Same(
+            "_Lane.__init__",
+            "self.tune_ns = 0",
+            ("self.tune_ns = -1", "self.tune_ns = 1"),
+            "every event comes after it",
+        ),
+        Same(
+            "Merger.__init__",
+            "self._common_tune_ns = 0",
+            ("self._common_tune_ns = -1", "self._common_tune_ns = 1"),
+            "every event comes after it",
+        ),
+        Same(
+            "Merger.__init__",
+            '(0, "", "", 0)',
+            ('(-1, "", "", 0)', '(1, "", "", 0)', '(0, "", "", -1)', '(0, "", "", 1)'),
+            "every event has a later time, and every source a name",
+        ),
+        Same(
+            "Merger.opened",
+            "last_at_ns: int = 0",
+            ("last_at_ns: int = -1", "last_at_ns: int = 1"),
+            "every event comes after it",
+        ),
+        Same(
+            "Merger.push",
+            "delay < skew.low_ns",
+            ("delay <= skew.low_ns",),
+            "an event like the least of its bucket changes nothing",
+        ),
+        Same(
+            "Merger.push",
+            "at > received_ns",
+            ("at >= received_ns",),
+            "where both are the same, either will do",
+        ),
+        Same(
+            "Merger.push",
+            "at < lane.last_at_ns",
+            ("at <= lane.last_at_ns",),
+            "where both are the same, either will do",
+        ),
+        Same(
+            "Merger.push",
+            "ordinal) < last_key",
+            ("ordinal) <= last_key",),
+            "no two items have one key",
+        ),
+        Same("Merger.release", "item > last", ("item >= last",), "no two items have one key"),
+        Same(
+            "Merger.next_deadline_ns",
+            "head < self._bounds.key(lane)",
+            ("head <= self._bounds.key(lane)",),
+            "a bound has the ordinal of an item still to come: no head is like it",
+        ),
+        Same(
+            "Merger._sort_in",
+            "pending[-1] < incoming[0]",
+            ("pending[-1] <= incoming[0]",),
+            "no two items have one key",
+        ),
+        Same(
+            "Merger._sort_in",
+            "len(pending) - place > 8 * len(incoming)",
+            (
+                "len(pending) + place > 8 * len(incoming)",
+                "len(pending) - place <= 8 * len(incoming)",
+                "len(pending) - place >= 8 * len(incoming)",
+                "len(pending) - place > 7 * len(incoming)",
+                "len(pending) - place > 9 * len(incoming)",
+                "len(pending) - place > 8 / len(incoming)",
+            ),
+            "both ways sort; which one is taken changes the cost alone",
+        ),
+        Same(
+            "Merger._tune",
+            "self._common_tune_ns = received_ns + TUNE_NS",
+            ("pass", "self._common_tune_ns = received_ns - TUNE_NS"),
+            "looking at the common window too often costs time and gives the same",
+        ),
+        Same(
+            "Merger._tune",
+            "received_ns >= self._common_tune_ns",
+            ("received_ns > self._common_tune_ns",),
+            "a nanosecond of a second",
+        ),
+    ),
     "overlap": (
         Same(
             "_Lead._forget", "break", ("continue",), "the condition stays true: it looks on in vain"

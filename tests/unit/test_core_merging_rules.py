@@ -153,10 +153,11 @@ def test_windows_follow_the_lateness_of_all_and_then_of_each() -> None:
     merge.opened(B)
     assert window(merge, A) == window(merge, B) == 500  # nothing known
     live(merge, A, 900, 20, NOW)
+    live(merge, A, 1, 20, NOW + S + S // 2)
     assert window(merge, A) == 500
-    live(merge, A, 200, 20, NOW + S - 1_000)
+    live(merge, A, 200, 20, NOW + S + S // 2 + 1)
     # From a thousand on, looked at once a second: the common one is that of all.
-    live(merge, A, 1, 20, NOW + 2 * S)
+    live(merge, A, 1, 20, NOW + 3 * S)
     assert (window(merge, A), window(merge, B)) == (50, 50)
     # B is late, and too few yet: it goes by all; A by its own.
     live(merge, B, 600, 200, NOW + 4 * S)
@@ -172,6 +173,25 @@ def test_windows_follow_the_lateness_of_all_and_then_of_each() -> None:
     assert merge._lanes[B].own_window
     assert 1100 <= window(merge, B) <= 1300
     assert window(merge, C) != window(merge, A) == 50
+
+
+def test_a_prompt_source_among_late_ones_has_a_short_window() -> None:
+    merge = merger(window_ns=None)
+    live(merge, B, 1100, 900, NOW)
+    live(merge, B, 1, 900, NOW + 2 * S)
+    live(merge, A, 5, 20, NOW + 4 * S)
+    assert window(merge, A) > 1000
+    live(merge, A, 1100, 20, NOW + 6 * S)
+    live(merge, A, 1, 20, NOW + 8 * S)
+    assert window(merge, A) == 50
+
+
+def test_a_thousand_is_enough() -> None:
+    merge = merger(window_ns=None)
+    live(merge, A, 1003, 20, NOW)  # the first four make an estimate of its clock
+    assert sum(merge._common.counts) == 999
+    live(merge, A, 1, 20, NOW + 2 * S)
+    assert (window(merge, A), merge._lanes[A].own_window) == (50, True)
 
 
 def test_a_source_keeps_its_own_window_until_it_has_less_than_half() -> None:
@@ -204,6 +224,20 @@ def test_a_fixed_window_stays() -> None:
     live(merge, A, 1, 900, NOW + 2 * S)
     assert window(merge, A) == 70
     assert sum(merge._common.counts) == 0
+
+
+def test_an_event_from_the_future_is_believed_at_once() -> None:
+    merge = merger()
+    live(merge, A, 10, 20, NOW)
+    merge.push(A, "x", NOW + S + 3 * S, NOW + S)
+    assert merge.take_offset_changes() == [(A, -3 * S)]
+
+
+def test_an_offset_that_comes_and_goes_unasked_is_not_told() -> None:
+    merge = merger()
+    merge.guess_offset(A, 5 * S)
+    merge.push(A, "x", NOW, NOW)
+    assert merge.take_offset_changes() == []
 
 
 def test_what_is_told_again_is_only_what_changed() -> None:
