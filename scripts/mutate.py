@@ -69,7 +69,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "rotation": ("unit/test_core_rotation.py",),
     "skew": ("unit/test_core_skew.py",),
     "throttling": ("unit/test_core_throttling.py", *_LIMITS),
-    "turns": _LIMITS,
+    "turns": ("unit/test_core_turns.py", *_LIMITS),
     "verdicts": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
     "yielding": _LIMITS,
 }
