@@ -244,7 +244,7 @@ class Connection:
         try:
             with trio.move_on_at(until_s):
                 await _first_of(link.ended.wait, self._parting.wait, wait)
-        except trio.Cancelled:
+        except BaseException:  # a nursery gives a cancellation in a group
             if granted and not handover:
                 self.gate.release(self.source.id)
             raise
@@ -267,7 +267,7 @@ class Connection:
         succession = self.incoming.succession = Succession(old, new)
         try:
             await self._settled(old, new)
-        except trio.Cancelled:
+        except BaseException:  # a nursery gives a cancellation in a group
             self.gate.release(self.source.id)
             raise
         if new.ended.is_set() and not old.ended.is_set():

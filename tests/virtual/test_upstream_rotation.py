@@ -319,6 +319,7 @@ async def test_what_is_held_at_a_stop_is_not_forgotten(
     last_by_new = world.server.sent[-2]
     assert last_by_new in world.events
     assert world.causes() == ["start"]
+    assert world.gate.allocator.held == 0
 
 
 async def test_an_old_one_that_ends_during_the_dial_is_an_outage(
