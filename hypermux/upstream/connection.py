@@ -208,6 +208,13 @@ class Connection:
         if self.source.on_quiet == "redial":
             self.part("quiet")
 
+    async def _watch_quiet(self) -> None:
+        """Go on noticing that no event comes, while something else is waited for."""
+        while True:
+            if trio.current_time() >= self.quiet.due_s:
+                self._fell_quiet()
+            await self._wait_for_change(self.quiet.due_s)
+
     async def _replace(self, link: Link, nursery: trio.Nursery) -> Link:
         """Do what is due to an open link; return the one that the source has now."""
         if self._parted is None and self.gate.contested(self.source.id):
@@ -243,7 +250,7 @@ class Connection:
 
         try:
             with trio.move_on_at(until_s):
-                await _first_of(link.ended.wait, self._parting.wait, wait)
+                await _first_of(link.ended.wait, self._parting.wait, self._watch_quiet, wait)
         except BaseException:  # a nursery gives a cancellation in a group
             if granted and not handover:
                 self.gate.release(self.source.id)

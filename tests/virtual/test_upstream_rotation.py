@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 import trio
 import trio.testing
-from attrs import define, field
+from attrs import define, evolve, field
 from one_source import ID, SECOND, SOURCE, Keys, Quiet, Tape
 
 from hypermux.config.settings import Source
@@ -25,7 +25,7 @@ from hypermux.upstream.gate import Gate
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Listener, Opened
 
-HOUR = 3600.0
+HOUR, DAY = 3600.0, 86_400.0
 
 
 @define(eq=False)
@@ -384,6 +384,21 @@ async def test_parting_does_not_wait_for_a_rotation_that_waits(
     assert world.causes() == ["start", "reload"]
     assert len(world.server.dialed_at) == 2
     assert world.gate.allocator.held == 0
+
+
+async def test_a_source_that_waits_for_a_rotation_falls_quiet_all_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def renew(world: World) -> None:
+        world.connection.configure(evolve(SOURCE, expect_event_within_s=60.0))
+        await trio.sleep(5)
+        world.connection.renew()
+
+    # The own slot is the only one: the renewal waits for another as long as there is none.
+    world = await live(
+        Server([0.001]), renew, seconds=HOUR, slots=1, rotate_after_s=None, every_s=DAY
+    )
+    assert [s.state for s in world.tape.states] == ["down", "up", "quiet", "down"]
 
 
 async def test_a_renewed_credential_ends_a_pause(autojump_clock: trio.testing.MockClock) -> None:
