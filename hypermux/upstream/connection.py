@@ -99,6 +99,8 @@ class Connection:
                     link = await self._connected()
                     # The limiter hears of a refusal before the slot goes to the next in line.
                     delay_s, rank = self._judged(link)
+                    # What was asked of this one is not asked of the next.
+                    self._parted, self._parting = None, trio.Event()
                 finally:
                     self.gate.release(self.source.id)
                 if await self._pause(delay_s):
@@ -131,8 +133,12 @@ class Connection:
         return self.lifecycle.state in _PROBED
 
     def part(self, cause: PartingCause) -> None:
-        """End the open link for a reason of our own, and come back when a slot is free."""
-        if self.link is not None and self.link.open and self._parted is None:
+        """End the link for a reason of our own, and come back when a slot is free.
+
+        Also one that is being dialed: it would hold its slot for hours. Only for a source that
+        holds one.
+        """
+        if self._parted is None:
             self._parted = cause
             self._parting.set()
             self._changed.set()
@@ -190,12 +196,12 @@ class Connection:
         return link
 
     async def _until_due(self, link: Link) -> bool:
-        """Wait until a link is to be replaced or parted with; False: it has ended."""
+        """Wait until a link is to be parted with, or replaced if open; False: it has ended."""
         while not link.ended.is_set():
             now = trio.current_time()
             if link.open and now >= self.quiet.due_s:
                 self._fell_quiet()
-            if link.open and (self._parted is not None or now >= self.rotation.due_s):
+            if self._parted is not None or (link.open and now >= self.rotation.due_s):
                 return True
             due_s = min(self.rotation.due_s, self.quiet.due_s) if link.open else inf
             await self._wait_for_change(due_s)
@@ -216,7 +222,7 @@ class Connection:
             await self._wait_for_change(self.quiet.due_s)
 
     async def _replace(self, link: Link, nursery: trio.Nursery) -> Link:
-        """Do what is due to an open link; return the one that the source has now."""
+        """Do what is due to a link; return the one that the source has now."""
         if self._parted is None and self.gate.contested(self.source.id):
             self._parted = "yielded"
         if self._parted is not None:
@@ -346,9 +352,8 @@ class Connection:
         Returns the seconds to wait and the rank of the next dial.
         """
         self.quiet.closed(trio.current_time())
-        parted, self._parted, self._parting = self._parted, None, trio.Event()
-        if parted is not None and self.lifecycle.state is State.DRAINING:
-            return 0.0, Rank.NEW if parted == "yielded" else Rank.LOST
+        if self._parted is not None and self.lifecycle.state is State.DRAINING:
+            return 0.0, Rank.NEW if self._parted == "yielded" else Rank.LOST
         self._hurried = False
         judgement, failure = self._judge.judge(link, self.source)
         now = trio.current_time()
@@ -382,7 +387,8 @@ class Connection:
         """See `Owner`."""
         now = trio.current_time()
         link.opened_ns = link.heard_ns = self.clock.now_ns()
-        if link is self.link:
+        # Draining: it opened in the very moment in which it was parted with.
+        if link is self.link and self.lifecycle.state is not State.DRAINING:
             self.lifecycle.opened(now)
             self.rotation.opened(now)
             self.quiet.opened(now, link.opened_ns)

@@ -401,6 +401,44 @@ async def test_a_source_that_waits_for_a_rotation_falls_quiet_all_the_same(
     assert [s.state for s in world.tape.states] == ["down", "up", "quiet", "down"]
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.005, 0.015])
+async def test_a_slot_that_is_asked_back_is_given_back_by_one_that_dials(
+    after_s: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    held: list[int] = []
+
+    async def ask_back(world: World) -> None:
+        await trio.sleep(0.1 + after_s)  # when its permit came
+        if after_s:
+            assert len(world.server.dialed_at) == 1
+        change = Limits(Cap(0, 10.0), 5)
+        for source in world.gate.change(change):
+            assert source == ID
+            world.connection.part("yielded")
+        await trio.sleep(5)
+        held.append(world.gate.allocator.held)
+
+    await live(Server([0.001]), ask_back, seconds=10)
+    assert held == [0]
+
+
+async def test_a_slot_that_is_asked_back_during_a_rotation_whose_old_one_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    held: list[int] = []
+
+    async def cut(world: World) -> None:
+        await world.server.reach(dials=2)
+        for _ in world.gate.change(Limits(Cap(0, 10.0), 5)):
+            world.connection.part("yielded")
+        world.server.sockets[0].send(None)
+        await trio.sleep(3)
+        held.append(world.gate.allocator.held)
+
+    await live(Server([0.001]), cut, seconds=20, rotate_after_s=10.0)
+    assert held == [0]
+
+
 async def test_a_renewed_credential_ends_a_pause(autojump_clock: trio.testing.MockClock) -> None:
     async def renew(world: World) -> None:
         await trio.sleep(60)
