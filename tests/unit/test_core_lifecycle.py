@@ -519,3 +519,12 @@ def test_other_timings_count_from_the_next_pause_on() -> None:
     life.dialing(0.0)
     life.opened(5.0)
     assert life.healthy_at() == 15.0
+
+
+def test_other_times_count_from_now_on() -> None:
+    life = lifecycle()
+    life.retime(7.0, 7.0, 20.0)
+    life.dialing(0.0)
+    life.opened(0.0)
+    assert life.healthy_at() == 20.0
+    assert life.failed(RETRY, 1.0).delay_s == 7.0
