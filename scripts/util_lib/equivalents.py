@@ -283,6 +283,45 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
             "applying what is applied changes nothing and says so",
         ),
     ),
+    "turns": (
+        Same(
+            "Line.order",
+            "0 if alike",
+            ("-1 if alike", "1 if alike"),
+            "any number will do that is the same for all",
+        ),
+        Same(
+            "Line.join",
+            "else -1",
+            ("else (1)", "else -0", "else -2"),
+            "sorting one that stands alone changes nothing",
+        ),
+        Same("Line.join", "ticket < last", ("ticket <= last",), "no two have one ticket"),
+        Same(
+            "Turns._park",
+            "heapq.heappop(self._candidates)",
+            ("pass",),
+            "the line's entry is invalid from here on, and thrown out when it comes up",
+        ),
+        Same(
+            "Turns._best",
+            "heapq.heappop(heap)",
+            ("pass",),
+            "of the second one: the entry is invalid from here on, and thrown out next",
+        ),
+        Same(
+            "Turns._call",
+            "heapq.heappop(place.parked)",
+            ("pass",),
+            "the line is entered elsewhere: this entry is invalid, and thrown out when it comes up",
+        ),
+        Same(
+            "Turns._call",
+            "called.order() <= best.order()",
+            ("called.order() < best.order()",),
+            "no two have one ticket",
+        ),
+    ),
     "verdicts": (
         Same(
             "_row",

@@ -84,7 +84,8 @@ def test_what_is_left_of_the_entries_is_in_order() -> None:
     made = turns(*lines)
     for number, waiting in enumerate(lines):
         join(made, waiting, SourceId("a", str(number)), number)
-    del lines[0].queue[lines[0].head]
+    lines[0].queue.clear()
+    lines[0].entry = None
     for _ in range(60):
         made._enter(lines[3], home)
     assert len(home.parked) <= 2 * 4 + 17
