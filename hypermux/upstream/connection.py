@@ -387,9 +387,11 @@ class Connection:
         """See `Owner`."""
         now = trio.current_time()
         link.opened_ns = link.heard_ns = self.clock.now_ns()
-        # Draining: it opened in the very moment in which it was parted with.
-        if link is self.link and self.lifecycle.state is not State.DRAINING:
-            self.lifecycle.opened(now)
+        if link is self.link:
+            if self.lifecycle.state is not State.DRAINING:
+                self.lifecycle.opened(now)
+            # Otherwise it opened in the very moment in which it was parted with. What it brings
+            # counts all the same: an engine's memory is told once.
             self.rotation.opened(now)
             self.quiet.opened(now, link.opened_ns)
             self.teller.up(opened, self.incoming.remembered(opened))

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from attrs import define, evolve, field
-from one_source import ID, SECOND, SOURCE, Keys, Quiet, Tape
+from one_source import EVENT, ID, SECOND, SOURCE, Keys, Quiet, Tape
 
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
@@ -23,7 +23,7 @@ from hypermux.model.records import Event
 from hypermux.upstream.connection import Connection
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.telling import Outage
-from hypermux.upstream.transport import Listener, Opened
+from hypermux.upstream.transport import Listener, Opened, Resumption
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -420,6 +420,36 @@ async def test_a_slot_that_is_asked_back_is_given_back_by_one_that_dials(
 
     await live(Server([0.001]), ask_back, seconds=10)
     assert held == [0]
+
+
+async def test_what_opens_in_the_moment_of_its_parting_counts_and_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Racing(Server):
+        async def __call__(
+            self,
+            source: Source,
+            credential: Credential | None,
+            listener: Listener,
+            sign_offset_s: float,
+        ) -> None:
+            self.dialed_at.append(trio.current_time())
+            try:
+                await trio.sleep(0.1)
+            finally:
+                listener.opened(Opened(None, "off", None, Resumption(replayed=[EVENT])))
+            await trio.sleep_forever()
+
+    async def ask_back(world: World) -> None:
+        await trio.sleep(0.15)
+        world.connection.part("yielded")
+
+    world = await live(Racing([0.001]), ask_back, seconds=10)
+    assert len(world.server.dialed_at) == 2
+    assert world.causes() == ["start", "yielded"]
+    assert [s.state for s in world.tape.states] == ["down", "up", "down", "up", "down"]
+    assert world.events == [EVENT, EVENT]
+    assert world.gate.allocator.held == 0
 
 
 async def test_a_slot_that_is_asked_back_during_a_rotation_whose_old_one_ends(
