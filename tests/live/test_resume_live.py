@@ -21,8 +21,8 @@ from attrs import define, field
 from processes import FAST, HYPERMUX, Place, end, place, service, wait_until
 
 from hypermux.core.recording import parse_rfc3339
-from hypermux.core.resume import AUDIT_EVENTS, AUDIT_MIN_S
-from hypermux.upstream.docker_memory import ANSWER_S
+from hypermux.core.resume import AUDIT_EVENTS, AUDIT_MIN_S, AUDIT_S
+from hypermux.upstream.docker_memory import ANSWER_S, SECOND_LOOK_S
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
@@ -387,3 +387,26 @@ def test_podman_bridges_any_number_of_events_and_its_own_restart(podman: Watch) 
     }  # fmt: skip
     assert podman.events(synthetic=True) == []
     assert len(podman.gaps) == 1
+
+
+def test_what_an_engine_dropped_comes_with_an_audit(watch: Watch) -> None:
+    """A reader that stands still loses events, and makes the engine take 100 ms for each."""
+    with watch.running() as child:
+        names = watch.see("before", 3)
+        child.send_signal(signal.SIGSTOP)
+        try:
+            dropped = 0
+            while dropped < 20:
+                assert len(names) < 5000, "the engine drops nothing"
+                begun = time.monotonic()
+                names += watch.engine.volumes(f"stalled-{len(names):04}", 1)
+                dropped += time.monotonic() - begun > 0.09
+        finally:
+            child.send_signal(signal.SIGCONT)
+        names += watch.engine.volumes("after", 3)
+        patience_s = AUDIT_S + SECOND_LOOK_S + 5
+        wait_until(lambda: len(watch.created()) == len(names), "all events", patience_s)
+    assert sorted(watch.created()) == sorted(names)
+    assert watch.created(replayed=True)
+    assert watch.states == ["down", "up", "down"]
+    assert len(watch.gaps) == 1
