@@ -419,6 +419,12 @@ class Connection:
         if quiet.heard(trio.current_time(), self.clock.now_ns()):
             log.info("%s: %s", self.source.id, self.teller.active(since_ns))
 
+    def link_repeated(self, link: Link, count: int) -> None:
+        """See `Owner`."""
+        counters = self.counters
+        counters.received += count
+        counters.duplicate += count
+
     def link_recovered(self, link: Link, messages: list[bytes], unsure_from_ns: int | None) -> None:
         """See `Owner`."""
         self.teller.recovered(self.incoming.sieve.replayed(messages), unsure_from_ns)

@@ -114,7 +114,7 @@ class _Events:
         if self.keeper is None:
             return
         self.keeper.heard()
-        if held := self.keeper.release():
+        if held := self._unseen(self.keeper.release()):
             self.told_more = self.more
             self.listener.received(held, more=self.more)
 
@@ -140,12 +140,20 @@ class _Events:
             assert self.keeper is not None
             self.keeper.hold(messages)
             return
-        if self.keeper is not None:
-            messages = self.keeper.arrived(messages)
+        messages = self._unseen(messages)
         # Without messages too when the socket is empty at last: others wait for that word.
         if messages or (self.told_more and not self.more):
             self.told_more = self.more
             self.listener.received(messages, more=self.more)
+
+    def _unseen(self, messages: list[bytes]) -> list[bytes]:
+        """Return the live messages that were not handed on as remembered ones."""
+        if self.keeper is None:
+            return messages
+        kept = self.keeper.arrived(messages)
+        if len(kept) < len(messages):
+            self.listener.repeated(len(messages) - len(kept))
+        return kept
 
     async def _ask(self) -> None:
         """Send the request and read the head of its answer."""

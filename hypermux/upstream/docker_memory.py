@@ -134,9 +134,9 @@ class Keeper:
             self._hurry.cancel()
 
     def release(self) -> list[bytes]:
-        """Return what was held and is to be handed on, and hold nothing more."""
+        """Return what was held, and hold nothing more."""
         held, self._held = self._held, []
-        return self.arrived(held)
+        return held
 
     def arrived(self, messages: list[bytes]) -> list[bytes]:
         """Return those of the live messages that were not emitted before."""

@@ -78,6 +78,9 @@ class Owner(Protocol):
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """Whole messages came over the link, in order; `link.more` says whether more are there."""
 
+    def link_repeated(self, link: Link, count: int) -> None:
+        """Messages came over the link that had been handed on; see `Listener.repeated`."""
+
     def link_recovered(self, link: Link, messages: list[bytes], unsure_from_ns: int | None) -> None:
         """The upstream remembers what the link did not bring; see `Listener.recovered`."""
 
@@ -168,6 +171,10 @@ class Link:
         """See `Listener`."""
         self.more = more
         self.owner.link_received(self, messages)
+
+    def repeated(self, count: int) -> None:
+        """See `Listener`."""
+        self.owner.link_repeated(self, count)
 
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         """See `Listener`."""

@@ -76,6 +76,9 @@ class Listener(Protocol):
     def received(self, messages: list[bytes], *, more: bool) -> None:
         """Whole messages came, in order; `more`: the read did not empty the socket."""
 
+    def repeated(self, count: int) -> None:
+        """So many messages came that had been handed on already, as remembered ones."""
+
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         """The upstream remembers messages that the open connection should have brought.
 

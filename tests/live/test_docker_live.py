@@ -51,6 +51,9 @@ class Heard:
         self.messages += messages
         self._change()
 
+    def repeated(self, count: int) -> None:
+        raise AssertionError
+
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         raise AssertionError
 

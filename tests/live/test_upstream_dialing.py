@@ -354,6 +354,9 @@ class Quiet:
     def received(self, messages: list[bytes], *, more: bool) -> None:
         raise AssertionError
 
+    def repeated(self, count: int) -> None:
+        raise AssertionError
+
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         raise AssertionError
 

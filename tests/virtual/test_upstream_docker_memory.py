@@ -198,6 +198,7 @@ async def test_what_is_both_in_the_ring_and_live_comes_once_repeats_twice(
                 assert found.complete
                 assert found.replayed == [twin] * (in_ring_only + on_both)
                 assert one.heard.messages == [twin] * live_only + [volume("last")]
+                assert one.heard.repeats == on_both
 
 
 async def test_live_events_are_held_in_order_until_the_ring_is_told(

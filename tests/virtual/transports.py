@@ -22,6 +22,7 @@ class Heard:
     messages: list[bytes] = field(factory=list)
     openings: list[Opened] = field(factory=list)
     mores: list[bool] = field(factory=list)
+    repeats: int = 0
     recoveries: list[tuple[list[bytes], int | None]] = field(factory=list)
 
     def asking(self) -> None: ...
@@ -39,6 +40,9 @@ class Heard:
         self.log.append("received")
         self.messages += messages
         self.mores.append(more)
+
+    def repeated(self, count: int) -> None:
+        self.repeats += count
 
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         assert messages
