@@ -59,7 +59,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "bounds": ("unit/test_core_bounds.py",),
     "correction": ("unit/test_core_correction.py",),
     "lifecycle": ("unit/test_core_lifecycle.py", "virtual/test_upstream_verdicts.py"),
-    "limiter": (*_LIMITS, "virtual/test_upstream_gate.py"),
+    "limiter": ("unit/test_core_turns.py", *_LIMITS, "virtual/test_upstream_gate.py"),
     "merging": ("unit/test_core_merging_rules.py", "unit/test_core_merging.py"),
     "overlap": ("unit/test_core_overlap.py",),
     "quiet": ("unit/test_core_quiet.py",),

@@ -117,6 +117,16 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
             "where both are the same, the bound is the same in either heap",
         ),
     ),
+    "limiter": (
+        Same("Rank", "LOST = 0", ("LOST = -1",), "ranks are only compared"),
+        Same("Rank", "PROBE = 3", ("PROBE = 4",), "ranks are only compared"),
+        Same(
+            "Allocator.grant",
+            "self._permits += 1",
+            ("self._permits -= 1",),
+            "every fourth one is a fourth one in either direction",
+        ),
+    ),
     "merging": (
         Same(
             "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+from hypermux.core.limiter import Rank
 from hypermux.core.rates import Gcra
 from hypermux.core.turns import Line, Place, Turns
 from hypermux.model.accounts import SourceId
@@ -147,3 +148,7 @@ def test_a_restart_forgets_what_was_parked_called_and_timed() -> None:
     assert serve(made) == [A]
     made.restart([called], places)
     assert serve(made) == [B]
+
+
+def test_four_ranks_in_the_order_of_service() -> None:
+    assert [rank.name for rank in sorted(Rank)] == ["LOST", "NEW", "ROTATION", "PROBE"]
