@@ -237,8 +237,13 @@ class Sequencer:
         if sync_due_s is not None and now_s >= sync_due_s:
             self._show(await self.run_sync(self.journal.sync, now_s))
         if now_s >= self._checkpoint_at_s:
-            self._checkpoint_at_s = now_s + self.checkpoint_interval_s
-            await self._write_own(Checkpoint(self._through_ns(drained_ns)))
+            through_ns = self._through_ns(drained_ns)
+            # One that goes back, for what is still to be told, makes every source's outage longer
+            # after a crash: it is made good as soon as that is told.
+            back = through_ns < self.journal.coverage.through_ns
+            pause_s = HEARTBEAT_S if back else self.checkpoint_interval_s
+            self._checkpoint_at_s = now_s + min(pause_s, self.checkpoint_interval_s)
+            await self._write_own(Checkpoint(through_ns))
             for told in await self.run_sync(self.journal.tend, self.clock.now_ns()):
                 log.warning("%s", told)
                 await self._write_own(StateChange("disk", told))

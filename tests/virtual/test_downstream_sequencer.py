@@ -223,3 +223,25 @@ async def test_a_state_that_tells_of_no_outage_holds_no_checkpoint_back(
     assert bench.sequencer._through_ns(drained_ns) == drained_ns
     inbox.feed(A).deliver([StateChange("down", from_ns=hour_ago_ns)], bench.clock.now_ns())
     assert bench.sequencer._through_ns(drained_ns) == hour_ago_ns
+
+
+async def test_a_checkpoint_that_had_to_go_back_is_soon_made_good(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    inbox = bench.sequencer.inbox
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.sequencer.run)
+        feed = inbox.feed(A)
+        feed.opened()
+        feed.deliver([StateChange("up")], bench.clock.now_ns())
+        inbox.feed(B).opened()
+        await trio.sleep(19.995)
+        # A has been silent since before the last checkpoint; its `down` waits for B.
+        down = StateChange("down", None, "retry", "silent", START_NS + 5 * 10**9)
+        feed.deliver([down], bench.clock.now_ns())
+        await trio.sleep(3)
+        first, back, good = [r["through"] for r in bench.records if r["kind"] == "checkpoint"]
+        assert back < first < good
+        assert good > "2023-11-14T22:13:40"
+        inbox.close(bench.clock.now_ns())
