@@ -48,9 +48,9 @@ from hypermux.model.records import Event, Unparsed
 
 # What an engine's ring holds.
 RING = 256
-# How many of its own a source remembers. Some more than the ring: the ring's order and the
-# stream's can differ, and what is the oldest in one must not be forgotten by the other.
-REMEMBERED = RING + 64
+# How many of its own a source remembers. Twice the ring: what a ring's worth of events was found
+# out late stands behind newer ones in the journal, and must not push them out.
+REMEMBERED = 2 * RING
 
 _DIGEST_SIZE = 8  # one false match in 10^16 comparisons of two rings
 _TIME_SIZE = 8
@@ -95,6 +95,28 @@ class Seen:
         """Remember the next event by its digest."""
         self._digests.append(digest)
         self._times.append(time_ns or 0)
+
+    def settle(
+        self, snapshot: Sequence[bytes], times: Sequence[int | None], *, newer: int = 0
+    ) -> None:
+        """Remember a snapshot, all of which is accounted for, in its own order.
+
+        What is remembered of it already takes its place there: whatever leaves the engine's memory
+        first has to leave this one first. Only what came behind it, of the last `newer`, stays so.
+        """
+        left = Counter(snapshot)
+        before: list[tuple[bytes, int | None]] = []
+        behind: list[tuple[bytes, int | None]] = []
+        old = len(self._digests) - newer
+        for place, pair in enumerate(zip(self._digests, self._times, strict=True)):
+            if left[pair[0]] > 0:
+                left[pair[0]] -= 1
+            else:
+                (before if place < old else behind).append(pair)
+        self._digests.clear()
+        self._times.clear()
+        for digest, time_ns in (*before, *zip(snapshot, times, strict=True), *behind):
+            self.add(digest, time_ns)
 
     def counts(self) -> Counter[bytes]:
         """Return how often each digest is remembered."""
@@ -153,6 +175,10 @@ def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool) -> Resume:
         return Resume((), complete=False)
     left = seen.counts()
     behind = snapshot.index(seen.anchor) + 1 if seen.anchor in snapshot else 0
+    if behind and not left[seen.anchor]:
+        # From before our time, and its twins that came with it too.
+        while behind < len(snapshot) and snapshot[behind] == seen.anchor:
+            behind += 1
     complete = behind > 0
     passed_over = 0
     new: list[int] = []
@@ -238,6 +264,11 @@ class Audit:
         self._arrived += 1
         if self._arrived <= AUDIT_BURST:
             self._accounted[digest] += 1
+
+    @property
+    def arrivals(self) -> int:
+        """How many events the live stream brought since it began."""
+        return self._arrived
 
     def look(self, snapshot: Sequence[bytes], *, whole: bool) -> tuple[int, ...]:
         """Return the places of `snapshot` that have not come so far.

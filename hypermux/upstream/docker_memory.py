@@ -10,7 +10,7 @@ they can of the outage; see `core.containers`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import trio
@@ -22,6 +22,7 @@ from hypermux.core.containers import Implied, Inspected
 from hypermux.core.recollection import FIRST, Recollection
 from hypermux.core.resume import (
     AUDIT_EVENTS,
+    RING,
     Audit,
     AuditTimes,
     Expected,
@@ -111,7 +112,7 @@ class Keeper:
     _audit: Audit | None = None
     _pings: bool = True
     _looked: frozenset[bytes] | None = None  # what the last look saw; None: there was none
-    _looked_ns: int = 0
+    _looked_ns: int = 0  # when that was, or when the engine answered
 
     def __attrs_post_init__(self) -> None:
         self._times = AuditTimes(self.rng)
@@ -163,6 +164,7 @@ class Keeper:
         """Find out what the outage held; `headers` are those of the live stream's answer."""
         self._podman = is_podman(headers)
         date_ns = answers.date_ns(headers)
+        self._looked_ns = self.now_ns()
         self._opened_ns = self.now_ns() if date_ns is None else date_ns
         self._offset_ns = self.now_ns() - self._opened_ns
         snapshot: _Snapshot | None = None
@@ -199,13 +201,18 @@ class Keeper:
             if isinstance(item, Event):
                 item.synthetic = True
             recollection.note(item)
+        settled = []
         for place, digest in enumerate(snapshot.digests):
             if place in new:
-                recollection.note(snapshot.items[place], digest)
+                _apply(recollection.implied, snapshot.items[place])
+                settled.append(place)
             elif left[digest] > 0:
                 left[digest] -= 1
+                settled.append(place)
             elif not self._podman or not known:
-                seen.add(digest, snapshot.times[place])  # from before our time
+                settled.append(place)  # from before our time
+        times = snapshot.times
+        seen.settle([snapshot.digests[p] for p in settled], [times[p] for p in settled])
         if known:
             seen.anchor = snapshot.digests[-1] if snapshot.digests else b""
         else:
@@ -303,17 +310,17 @@ class Keeper:
 
     async def _look_again(self, listener: Listener) -> None:
         seen = self._recollection.seen
-        self._audit = Audit.begin(seen)
+        audit = self._audit = Audit.begin(seen)
         try:
             try:
                 snapshot = await self._question()
             except NoPermit:
                 self._times.put_off(trio.current_time())
                 return
-            missing = self._audit.look(snapshot.digests, whole=not self._podman)
+            missing = audit.look(snapshot.digests, whole=not self._podman)
             if missing and seen.known:
                 await trio.sleep(SECOND_LOOK_S)
-                missing = self._audit.look(snapshot.digests, whole=not self._podman)
+                missing = audit.look(snapshot.digests, whole=not self._podman)
         except ConnectionFailed as exc:
             if exc.failure.kind is FailureKind.SILENT:
                 raise
@@ -324,12 +331,13 @@ class Keeper:
             self._audit = None
         if not seen.known:
             # Nothing could be read when it opened: what is old is not told apart from what is not.
-            for place in missing:
-                seen.add(snapshot.digests[place], snapshot.times[place])
+            self._settle_in(snapshot, missing, audit.arrivals)
             seen.anchor = snapshot.digests[-1] if snapshot.digests else b""
             self._recollection.since_ns = self.now_ns()
-        elif missing:
-            self._tell(missing, snapshot, listener)
+        else:
+            if missing:
+                self._tell(missing, snapshot, listener)
+            self._settle_in(snapshot, missing, audit.arrivals)
         self._saw(snapshot)
         self._times.done(trio.current_time())
 
@@ -342,13 +350,29 @@ class Keeper:
             raise ConnectionFailed(Failure(FailureKind.SILENT, text))
         log.warning("%s: %d events did not come over the stream", self.source.id, count)
         for place in missing:
-            self._recollection.note(snapshot.items[place], snapshot.digests[place])
+            _apply(self._recollection.implied, snapshot.items[place])
         self.memory.expected.add((snapshot.digests[p] for p in missing), trio.current_time())
-        # The ring has turned over since the last look: nobody knows what else did not come.
-        looked = self._looked or frozenset()
-        turned = bool(looked) and looked.isdisjoint(snapshot.digests)
+        turned = self._turned(snapshot)
         messages = [snapshot.messages[place] for place in missing]
         listener.recovered(messages, unsure_from_ns=self._looked_ns if turned else None)
+
+    def _turned(self, snapshot: _Snapshot) -> bool:
+        """Say whether the ring has turned over since the last look: who knows what else is lost."""
+        if self._looked:
+            return self._looked.isdisjoint(snapshot.digests)
+        # That one saw an empty ring, or there was none: does a full ring reach back to it?
+        oldest_ns = snapshot.times[0]
+        reaches = oldest_ns is not None and oldest_ns < self._looked_ns - self._offset_ns
+        return not self._podman and len(snapshot.digests) >= RING and not reaches
+
+    def _settle_in(self, snapshot: _Snapshot, missing: Sequence[int], newer: int) -> None:
+        """Remember what an audit saw; `newer` events arrived since it began."""
+        seen, times = self._recollection.seen, snapshot.times
+        if not self._podman:
+            seen.settle(snapshot.digests, times, newer=newer)
+            return
+        for place in missing:  # a backlog can be longer than this memory
+            seen.add(snapshot.digests[place], times[place])
 
     async def _question(self) -> _Snapshot:
         """Read the engine's memory on a side connection, if it answers at all.

@@ -201,6 +201,43 @@ async def test_what_is_both_in_the_ring_and_live_comes_once_repeats_twice(
                 assert one.heard.repeats == on_both
 
 
+async def test_what_is_remembered_leaves_in_the_order_of_the_ring(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A ring can hold what was lost, say in an overflow, among what was recorded."""
+    async with world() as the:
+        mixed = events("mixed", 256)
+        await the.engine.happen(*mixed)
+        the.know(*mixed[1::2], anchor=b"gone")
+        async with the.connected() as one:
+            assert (await one.opened()).replayed == mixed[::2]
+            await the.engine.happen(*(later := events("later", 200)))
+            await trio.sleep(AUDIT_S + SECOND_LOOK_S + 1)
+            assert the.engine.pinged.is_set(), "it was audited"
+            assert one.heard.messages == later
+            assert not one.heard.recoveries
+
+
+async def test_what_an_audit_found_takes_its_place_in_the_ring_s_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Found late, it must not outlive in memory what is newer than it in the ring."""
+    async with world() as the, the.connected() as one:
+        await one.opened()
+        await the.engine.happen(*(first := events("first", 150)))
+        await the.engine.happen(*(missed := events("missed", 100)), live=False)
+        await the.engine.happen(*(newer := events("newer", 5)))
+        await trio.sleep(AUDIT_S + SECOND_LOOK_S + 1)
+        assert one.heard.recoveries == [(missed, None)]
+        # As many as the memory holds beside the ring, and some more: all of them arrive.
+        later = [events(f"later{n}-", 190) for n in range(3)]
+        for some in later:
+            await the.engine.happen(*some)
+            await trio.sleep(AUDIT_S + SECOND_LOOK_S + 1)
+        assert one.heard.messages == first + newer + [m for some in later for m in some]
+        assert len(one.heard.recoveries) == 1
+
+
 async def test_live_events_are_held_in_order_until_the_ring_is_told(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -415,6 +452,28 @@ async def test_a_ring_that_turned_over_between_two_looks_leaves_doubt(
         assert len(messages) == 255
         assert unsure_from_ns is not None
         assert looked_by_ns - AUDIT_S * S <= unsure_from_ns <= looked_by_ns
+
+
+@pytest.mark.parametrize("looked", [True, False])
+async def test_a_full_ring_that_does_not_reach_back_to_the_beginning_leaves_doubt(
+    autojump_clock: trio.testing.MockClock, looked: bool
+) -> None:
+    """The last look saw an empty ring, or there was none since the connection opened."""
+    async with world(statuses={} if looked else {"ring": 503}) as the:
+        the.know(volume("before"))
+        await trio.sleep(5)
+        opened_ns = now_ns()
+        async with the.connected() as one:
+            await one.opened()
+            the.engine.statuses.clear()
+            await the.engine.happen(*(live := events("live", 2)))
+            await the.engine.happen(*events("lost", 300), live=False)
+            await trio.sleep(AUDIT_S + SECOND_LOOK_S)
+            ((messages, unsure_from_ns),) = one.heard.recoveries
+            assert one.heard.messages == live
+            assert len(messages) == 256
+            assert unsure_from_ns is not None
+            assert opened_ns <= unsure_from_ns <= opened_ns + S
 
 
 async def test_what_could_not_be_read_at_first_comes_with_the_first_audit(
