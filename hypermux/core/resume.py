@@ -174,11 +174,7 @@ def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool) -> Resume:
     if seen.anchor is None:
         return Resume((), complete=False)
     left = seen.counts()
-    behind = snapshot.index(seen.anchor) + 1 if seen.anchor in snapshot else 0
-    if behind and not left[seen.anchor]:
-        # From before our time, and its twins that came with it too.
-        while behind < len(snapshot) and snapshot[behind] == seen.anchor:
-            behind += 1
+    behind = _behind(seen.anchor, snapshot, left)
     complete = behind > 0
     passed_over = 0
     new: list[int] = []
@@ -191,6 +187,18 @@ def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool) -> Resume:
         elif place >= behind:
             new.append(place)
     return Resume(tuple(new[passed_over:]), complete)
+
+
+def _behind(anchor: bytes, snapshot: Sequence[bytes], seen: Counter[bytes]) -> int:
+    """Return the first place behind the anchor; 0 when the snapshot does not hold it."""
+    if anchor not in snapshot:
+        return 0
+    behind = snapshot.index(anchor) + 1
+    if not seen[anchor]:
+        # From before our time, and its twins that came with it too.
+        while behind < len(snapshot) and snapshot[behind] == anchor:
+            behind += 1
+    return behind
 
 
 def first_anchor(digests: Sequence[bytes], times: Sequence[int | None], before_ns: int) -> bytes:
@@ -252,12 +260,13 @@ class Audit:
     """
 
     _accounted: Counter[bytes]
+    _anchor: bytes = b""
     _arrived: int = 0
 
     @classmethod
     def begin(cls, seen: Seen) -> Audit:
         """Begin one, before the snapshot is asked for."""
-        return cls(seen.counts())
+        return cls(seen.counts(), seen.anchor or b"")
 
     def arrived(self, digest: bytes) -> None:
         """Take in what the live stream brought meanwhile."""
@@ -273,20 +282,22 @@ class Audit:
     def look(self, snapshot: Sequence[bytes], *, whole: bool) -> tuple[int, ...]:
         """Return the places of `snapshot` that have not come so far.
 
-        `whole` is as in `compare`.
+        What lies before the anchor need not come: a memory that was read back from a journal has
+        only what was recorded of it. `whole` is as in `compare`.
         """
         if self._arrived > AUDIT_BURST:
             return ()
         left = self._accounted.copy()
         missing: list[int] = []
         known_before = not whole
+        behind = _behind(self._anchor, snapshot, left)
         for place, digest in enumerate(snapshot):
             if left[digest] > 0:
                 left[digest] -= 1
                 if known_before:
                     missing.clear()
                     known_before = False
-            else:
+            elif place >= behind:
                 missing.append(place)
         return tuple(missing)
 

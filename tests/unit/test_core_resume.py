@@ -216,6 +216,14 @@ def test_an_audit_of_a_backlog_passes_over_what_is_older_than_the_memory() -> No
     assert missing(audit, "acxde", whole=False) == "xe"
 
 
+def test_an_audit_asks_nothing_from_before_the_anchor() -> None:
+    memory = Seen(b"b")
+    memory.add(b"c", 1)
+    audit = Audit.begin(memory)
+    assert audit.look([b"a", b"b", b"c", b"d"], whole=True) == (3,)
+    assert audit.look([b"a", b"c", b"d"], whole=True) == (0, 2)
+
+
 def test_an_audit_outlives_the_memory() -> None:
     memory = seen("abc")
     audit = Audit.begin(memory)
