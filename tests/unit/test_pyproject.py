@@ -11,7 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"hypermux", "util_lib"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+OURS = {"hypermux", "simulator", "util_lib"} | {
+    path.stem for path in (ROOT / "tests").rglob("*.py")
+}
 # Run by name, or loaded by pytest: no file imports them.
 NOT_IMPORTED = {"mypy", "ruff", "pytest_trio"}
 

@@ -1,0 +1,116 @@
+"""Dials: limits as the dialer and the servers saw them, dead peers, refusals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hypermux.model.accounts import SourceId
+from simulator.network import KEEPALIVE_S
+from simulator.truth import Refusal
+
+if TYPE_CHECKING:
+    from simulator.judge import Case
+
+NOTICED_S = 27.0
+PROBE_S = 900.0
+MAX_RETRY_AFTER_S = 3600.0
+# Half a second of the world's own: the last pong's way and the like.
+SLACK_S = 0.5
+
+
+def limits(case: Case) -> Iterator[str]:
+    """Counts and rates of all, of each account and of each endpoint."""
+    world = case.world
+    plan = world.plan
+    caps = {"all": plan.max_connections, "account": plan.account_connections, "endpoint": None}
+    rates = {"all": plan.connect_rate, "account": plan.account_rate, "endpoint": plan.endpoint_rate}
+    for (kind, name), most in world.network.most.items():
+        cap = caps[kind]
+        if cap is not None and most > cap:
+            yield f"limits: {most} connections of {kind} {name} at once, {cap} at the most"
+    dials: dict[tuple[str, str], list[float]] = defaultdict(list)
+    requests: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for attempt in world.network.attempts:
+        for key in attempt.keys:
+            dials[key].append(attempt.began)
+            if attempt.wire is not None and attempt.wire.asked is not None:
+                requests[key].append(attempt.wire.asked)
+    for what, found in (("dials", dials), ("requests", requests)):
+        for (kind, name), times in found.items():
+            rate = rates[kind]
+            if rate is not None and (at := _too_fast(sorted(times), rate, plan.burst)) is not None:
+                yield f"limits: {what} of {kind} {name} over {rate}/s, burst {plan.burst}, at {at}"
+
+
+def _too_fast(times: list[float], rate: float, burst: int) -> float | None:
+    """Return when a bucket of `burst` that fills at `rate` was overdrawn."""
+    level, last = float(burst), 0.0
+    for at in times:
+        level = min(float(burst), level + (at - last) * rate) - 1.0
+        last = at
+        if level < -1e-3:
+            return at
+    return None
+
+
+def dead(case: Case) -> Iterator[str]:
+    """A dead peer is given up in time, and nobody else without a reason."""
+    world = case.world
+    opened = {s.wire for found in world.truth.sessions.values() for s in found if s.opened}
+    for wire in world.network.wires:
+        closed = wire.closed
+        if closed is None or wire.lost is None:
+            yield f"dead: wire {wire.number} of {wire.source} was never closed"
+            continue
+        patience = KEEPALIVE_S + 1.0 if wire.keepalive else NOTICED_S
+        if wire.lost_by == "dead" and closed - wire.lost > patience:
+            yield (f"dead: {wire.source} died at {wire.lost:.3f} and was held until {closed:.3f}")
+        if wire.lost_by != "closed by us" or wire not in opened or wire.fault:
+            continue
+        # An engine that does not answer questions is given up with its stream.
+        if case.is_docker(wire.source) and not world.well(wire.source, closed - 60, closed):
+            continue
+        life = world.truth.lives[wire.life - 1]
+        # A goodbye takes a second.
+        if life.how == "fault" and life.ended is not None and life.ended - closed <= 1.0:
+            continue
+        if life.stopping is None or closed < life.stopping:
+            yield f"dead: {wire.source} was well, and was given up at {closed:.3f}"
+
+
+def denied(case: Case) -> Iterator[str]:
+    """Refused credentials are left alone for a quarter of an hour, `Retry-After` is honoured."""
+    world = case.world
+    by_source: dict[SourceId, list[Refusal]] = defaultdict(list)
+    for refusal in world.truth.refusals:
+        by_source[refusal.source].append(refusal)
+    for source, found in by_source.items():
+        opened = [s.opened for s in world.truth.sessions[source] if s.opened is not None]
+        for index, first in enumerate(found):
+            if first.status not in (401, 403):
+                continue
+            # A key that was good earns a second look, a clock that looks wrong one more attempt.
+            extra = 2 if first.status == 401 else 1
+            later = found[index + 1 : index + 2 + extra]
+            if len(later) <= extra:
+                continue
+            last = later[-1]
+            calm = any(first.read <= at <= last.read for at in opened)
+            same = all(r.life == first.life and r.status in (401, 403) for r in later)
+            if same and not calm and last.read - first.read < PROBE_S:
+                yield f"denied: {source} was refused at {first.read:.3f} and at {last.read:.3f}"
+    for refusal in world.truth.refusals:
+        if refusal.status != 429 or refusal.retry_after_s is None:
+            continue
+        until = refusal.read + min(round(refusal.retry_after_s), MAX_RETRY_AFTER_S)
+        for attempt in world.network.attempts:
+            if (
+                attempt.life == refusal.life
+                and attempt.address == refusal.address
+                and attempt.source.account == refusal.source.account
+                and refusal.read < attempt.began < until - 1e-6
+            ):
+                text = f"dialed at {attempt.began:.3f}, not before {until:.3f}"
+                yield f"denied: {attempt.source} {text}"
