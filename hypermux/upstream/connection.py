@@ -44,6 +44,9 @@ log = logging.getLogger("hypermux.connection")
 # lost by that; a few events may stand in another order. Without it a server that sends events and
 # never pongs would have a source hold two slots for ever.
 PONG_PATIENCE_S = 10.0
+# A server may answer a ping ahead of events that it has queued, and drops them when it is told
+# goodbye. Meanwhile the old link brings all that happens, so waiting for them costs nothing.
+OVERTAKEN_S = 1.0
 
 
 @define(eq=False)
@@ -307,6 +310,8 @@ class Connection:
             assert old.control is not None  # looked at before
             with trio.move_on_after(PONG_PATIENCE_S):
                 await _first_of(old.ended.wait, new.ended.wait, old.control.ping)
+            with trio.move_on_after(OVERTAKEN_S):
+                await _first_of(old.ended.wait, new.ended.wait)
 
     def _switch(self, succession: Succession) -> None:
         """The new link is the source's one from now on: let go what was held of it."""

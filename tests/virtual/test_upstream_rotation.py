@@ -36,7 +36,8 @@ class Socket:
     delay_s: float
     _sending: trio.MemorySendChannel[tuple[float, bytes | None]]
     _arriving: trio.MemoryReceiveChannel[tuple[float, bytes | None]]
-    silent: bool = False
+    silent: bool = False  # answers no ping
+    hasty: bool = False  # answers pings and goodbyes ahead of what it has queued
     parting: trio.Event = field(factory=trio.Event)
     pongs: dict[bytes, trio.Event] = field(factory=dict)
     _numbers: count[int] = field(factory=count)
@@ -48,6 +49,8 @@ class Socket:
     async def ping(self) -> None:
         if self.silent:
             await trio.sleep_forever()
+        if self.hasty:
+            return
         mark = b"pong %d" % next(self._numbers)
         answered = self.pongs[mark] = trio.Event()
         self.send(mark)
@@ -122,6 +125,8 @@ class Server:
     async def _end(self, socket: Socket) -> None:
         await socket.parting.wait()
         await trio.sleep(0.01)
+        if socket.hasty:
+            raise ConnectionFailed(Failure(FailureKind.CLOSE, "goodbye", 1000))
         socket.send(None)
 
     async def talk(self, every_s: float) -> None:
@@ -320,6 +325,19 @@ async def test_what_is_held_at_a_stop_is_not_forgotten(
     assert last_by_new in world.events
     assert world.causes() == ["start"]
     assert world.gate.allocator.held == 0
+
+
+async def test_a_server_whose_pongs_overtake_its_events_loses_none(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def hasten(world: World) -> None:
+        await world.server.reach(sockets=1)
+        world.server.sockets[0].hasty = True
+
+    world = await live(Server([0.5, 0.001]), hasten, seconds=14, rotate_after_s=10.0)
+    assert len(world.server.dialed_at) == 2
+    assert world.causes() == ["start"]
+    assert_unbroken(world)
 
 
 async def test_an_old_one_that_ends_during_the_dial_is_an_outage(
