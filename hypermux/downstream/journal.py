@@ -3,6 +3,7 @@
     journal.toml                  format, the epochs and where each began
     <20-digit first seq>.ndjson   a segment; never renamed or truncated by rotation
     <20-digit first seq>.sources  the coverage before its first record
+    <20-digit first seq>.index    where its records are, and when; see `core.index`
     current.ndjson                a link to the newest segment
     <seq>.<epoch>.torn            what a recovery cut off
     journal.lock                  held by the one writer
@@ -14,6 +15,7 @@ of their own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,14 +23,25 @@ from attrs import define, evolve, field
 
 from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
+from hypermux.core.index import FOREVER_NS, NEVER_NS, Index
 from hypermux.core.segments import Epoch, segment_name
 from hypermux.downstream.horizon import Position
-from hypermux.downstream.opening import MANIFEST, Manifest, Opening, begin_segment
+from hypermux.downstream.indexes import Indexes
+from hypermux.downstream.manifest import MANIFEST, Manifest
+from hypermux.downstream.opening import Opening, begin_segment
 from hypermux.downstream.retention import Retention
 from hypermux.downstream.storage import Appender, Lock, Storage, translated, write_all
 from hypermux.model.errors import DiskFault, Unreachable
 
+log = logging.getLogger("hypermux.journal")
+
 LOCK = "journal.lock"
+
+# A start reads as lines what came after the last mark: this much takes it about 0.1 s. A mark has
+# the whole coverage in it, so with many sources that remember much it is made less often: one byte
+# of mark for so many of records.
+MARK_SIZE = 4 << 20
+MARK_RATIO = 8
 
 
 @define(eq=False)
@@ -38,15 +51,16 @@ class Journal:
     `position` is how far readers may see: after `open` all that was kept, and synced; then, by
     `fsync`, what was synced ("commit", a duration) or written ("never"). `durable_seq` is the last
     synced seq, `next_seq` the one to number next. `coverage` is true after the last record at
-    `open`; from then on whoever encodes records applies them to it. `retention` knows what is kept.
-    `cut` is the bytes that recovery cut off. `epoch_reason` says why this start began an epoch,
-    None when it did not, or only because the journal is new.
+    `open`; from then on whoever encodes records applies them to it. `retention` knows what is kept,
+    `indexes` where it is. `cut` is the bytes that recovery cut off. `epoch_reason` says why this
+    start began an epoch, None when it did not, or only because the journal is new.
     """
 
     directory: Path
     manifest: Manifest
     coverage: Coverage
     retention: Retention
+    indexes: Indexes
     position: Position
     cut: int
     epoch_reason: str | None
@@ -59,11 +73,14 @@ class Journal:
     _synced_s: float | None = field(init=False, default=None)
     _broken: str | None = field(init=False, default=None)
     _aged: bool = field(init=False, default=False)
+    _marked: int = field(init=False, default=0)
+    _mark_size: int = field(init=False, default=0)
     _closed: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         self._end = self.position
         self.durable_seq = self.position.seq
+        self._marked = self.position.offset
 
     @classmethod
     def open(
@@ -105,6 +122,7 @@ class Journal:
             found.manifest,
             found.coverage,
             retention,
+            Indexes(directory, storage, found.index),
             found.position,
             found.cut,
             found.epoch_reason,
@@ -156,13 +174,20 @@ class Journal:
         return 0.0 if self._synced_s is None else self._synced_s + interval
 
     def commit(
-        self, data: bytes, first_seq: int, last_seq: int, sources: bytes = b"", now_s: float = 0.0
+        self,
+        data: bytes,
+        first_seq: int,
+        last_seq: int,
+        sources: bytes = b"",
+        now_s: float = 0.0,
+        span: tuple[int, int] = (NEVER_NS, FOREVER_NS),
     ) -> Position:
         """Append the records `first_seq` to `last_seq`; return how far readers may now see.
 
         `sources` is the coverage before `first_seq`; only needed when `rotation_due`. `now_s` is
         a monotonic time, only needed when `fsync` is a duration: then what was written may be
-        shown later than it is returned from here, by a later commit or `sync`.
+        shown later than it is returned from here, by a later commit or `sync`. `span` is the least
+        and the largest `at` of the records; without it any search by time looks among them.
 
         Raises DiskFault; from then on every commit does. The kernel may drop what it failed to
         write and call the next sync a success, so nothing is tried again on the same file.
@@ -179,7 +204,9 @@ class Journal:
                 write_all(self._file, data)
             end = self._end
             self._end = Position(end.segment, end.offset + len(data), last_seq)
+            self.indexes.open.add(data, last_seq, *span)
             self._settle(now_s)
+            self._mark(MARK_SIZE)
         except DiskFault as exc:
             self._broken = str(exc)
             raise
@@ -219,6 +246,7 @@ class Journal:
         try:
             if self._broken is None:
                 self._sync(0.0)
+                self._mark(1)
                 if self.manifest.unsynced_boot is not None:
                     self.manifest = evolve(self.manifest, unsynced_boot=None)
                     path = self.directory / MANIFEST
@@ -255,6 +283,22 @@ class Journal:
         self.position = self._end
         self._synced_s = now_s
 
+    def _mark(self, least: int) -> None:
+        """Note where the next start goes on, if all is synced and `least` bytes came since.
+
+        Only when everything encoded is committed is the coverage that of the last record.
+        """
+        index = self.indexes.open
+        if self.durable_seq != index.last_seq or index.size - self._marked < least:
+            return
+        if least > 1 and index.size - self._marked < MARK_RATIO * self._mark_size:
+            return
+        self._marked = index.size
+        try:
+            self._mark_size = self.indexes.write(index, self.coverage.to_bytes())
+        except DiskFault as exc:
+            log.info("%s; the next start takes longer", exc)
+
     def _rotate(self, sources: bytes, now_s: float) -> None:
         self._sync(now_s)
         first_seq = self.next_seq
@@ -262,4 +306,7 @@ class Journal:
         self._file.close()
         self._file = file
         self._end = Position(first_seq, 0, first_seq - 1)
+        closed, self.indexes.open = self.indexes.open, Index.empty(first_seq)
+        self.indexes.close(closed)
+        self._marked = 0
         self._aged = False

@@ -157,11 +157,10 @@ class MemoryStorage:
         del file.data[size:]
         file.synced = len(file.data)
 
-    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+    def rewrite(self, path: Path, start: int, end: int) -> None:
         """See `Storage.rewrite`."""
         self._fail_if_planned("rewrite")
         file = self._file(path)
-        file.data[offset : offset + len(data)] = data
         file.synced = len(file.data)
 
     def link(self, path: Path, target: str) -> None:

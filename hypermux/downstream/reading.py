@@ -11,6 +11,7 @@ line is in no file; the gap begins with the reader's last record, or else with t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from attrs import define, field
 from hypermux.core.recording import BadLine, Encoder, parse_line
 from hypermux.core.segments import Epoch, first_seqs, line_end, segment_name
 from hypermux.downstream.horizon import Position
+from hypermux.downstream.indexes import Indexes
 from hypermux.downstream.retention import first_received_ns
 from hypermux.downstream.storage import Slice, Storage, translated
 from hypermux.model.errors import DamagedData, DiskFault
@@ -46,6 +48,7 @@ class JournalReader:
     _seq: int = field(alias="after", kw_only=True)
     _near: Position | None = field(default=None, alias="near", kw_only=True)
     _began_ns: int = field(default=0, alias="began_ns", kw_only=True)
+    _indexes: Indexes | None = field(default=None, alias="indexes", kw_only=True)
     _last_line: bytes = field(init=False, default=b"")
     _segment: int = field(init=False, default=0)
     _offset: int = field(init=False, default=0)
@@ -118,7 +121,8 @@ class JournalReader:
         near, self._near = self._near, None
         try:
             if near is None or near.seq != self._seq:
-                near = Position(*locate(self.directory, self.storage, self._seq + 1), self._seq)
+                place = locate(self.directory, self.storage, self._seq + 1, self._indexes)
+                near = Position(*place, self._seq)
             return self._enter(near.segment, near.offset)
         except (DamagedData, DiskFault):
             # Not there is one thing, removed is another: then all that is older has gone, too.
@@ -193,19 +197,26 @@ class JournalReader:
         )
 
 
-def locate(directory: Path, storage: Storage, seq: int) -> tuple[int, int]:
+def locate(
+    directory: Path, storage: Storage, seq: int, indexes: Indexes | None = None
+) -> tuple[int, int]:
     """Return the segment and byte offset where record `seq` begins, or will begin.
 
-    Counts the lines of one segment. Raises DamagedData when it is not there, DiskFault.
+    Counts lines: of a block where there is an index, else of a segment. Raises DamagedData when
+    the record is not there, DiskFault.
     """
     with translated(directory, "list"):
         segments = first_seqs(storage.names(directory))
-    earlier = [first_seq for first_seq in segments if first_seq <= seq]
-    if not earlier:
+    at = bisect_right(segments, seq) - 1
+    if at < 0:
         raise DamagedData(f"no segment in {directory} holds record {seq}")
-    segment = earlier[-1]
+    segment = segments[at]
+    index = None
+    if indexes is not None:
+        index = indexes.of(segment, segments[at + 1] if at + 1 < len(segments) else 0)
+    start, offset = (segment, 0) if index is None else index.block_of(seq)
     path = directory / segment_name(segment)
-    left, offset = seq - segment, 0
+    left = seq - start
     with translated(path, "read"):
         file = storage.open(path)
         try:

@@ -323,7 +323,9 @@ class Sequencer:
             durable = None
             seq += 1
         self._last_at_ns = max(self._last_at_ns, released[-1].at_ns)
-        await self._commit_lines(b"".join(lines), first_seq, seq - 1, sources)
+        ats = [r.at_ns for r in released]
+        span = min(ats), max(ats)
+        await self._commit_lines(b"".join(lines), first_seq, seq - 1, sources, span)
         for r in released if self.inbox.untold else ():
             self.inbox.untold.pop(id(r.payload), None)
         for source, tally in tallies.items():
@@ -345,14 +347,14 @@ class Sequencer:
             durable=journal.durable_seq,
         )
         journal.coverage.apply(None, item, at_ns)
-        await self._commit_lines(line, seq, seq, sources)
+        await self._commit_lines(line, seq, seq, sources, (at_ns, at_ns))
 
     async def _commit_lines(
-        self, data: bytes, first_seq: int, last_seq: int, sources: bytes
+        self, data: bytes, first_seq: int, last_seq: int, sources: bytes, span: tuple[int, int]
     ) -> None:
         now_s = trio.current_time()
         commit = self.journal.commit
-        position = await self.run_sync(commit, data, first_seq, last_seq, sources, now_s)
+        position = await self.run_sync(commit, data, first_seq, last_seq, sources, now_s, span)
         # Readers may share this batch only when it is exactly what is shown now.
         alone = self.horizon.position.seq == first_seq - 1 and position.seq == last_seq
         self._show(position, data if alone and len(data) <= BLOCK else None)

@@ -19,6 +19,9 @@ from attrs import define
 
 from hypermux.model.errors import DiskFault
 
+# What is read at once of a long file: large enough for the disk, small beside the rest of us.
+BLOCK = 1 << 20
+
 _WORDS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -96,8 +99,8 @@ class Storage(Protocol):
     def truncate(self, path: Path, size: int) -> None:
         """Cut the file to its first `size` bytes, synced."""
 
-    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
-        """Write bytes over the same ones, synced.
+    def rewrite(self, path: Path, start: int, end: int) -> None:
+        """Write the bytes from `start` to `end` over themselves, synced.
 
         After a sync that failed the kernel may take pages for written that are not on the disk,
         and reads them back from memory: only writing them again makes a later sync true.
@@ -129,6 +132,17 @@ class Storage(Protocol):
 
         Until then each of them may be as it was before.
         """
+
+
+def read_blocks(storage: Storage, path: Path, start: int = 0) -> Generator[bytes, None, None]:
+    """Yield the file from `start` on in blocks. Raises OSError."""
+    file = storage.open(path)
+    try:
+        while data := file.read_at(start, BLOCK):
+            yield data
+            start += len(data)
+    finally:
+        file.close()
 
 
 def write_all(file: Appender, data: bytes) -> None:
@@ -213,14 +227,15 @@ class DiskStorage:
         finally:
             file.close()
 
-    def rewrite(self, path: Path, offset: int, data: bytes) -> None:
+    def rewrite(self, path: Path, start: int, end: int) -> None:
         """See `Storage.rewrite`."""
-        file = _Descriptor(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
-        rest = memoryview(data)
+        file = _Descriptor(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         try:
-            while rest:
-                written = os.pwrite(file.fd, rest, offset)
-                rest, offset = rest[written:], offset + written
+            while start < end:
+                data = file.read_at(start, min(BLOCK, end - start))
+                if not data:
+                    break
+                start += os.pwrite(file.fd, data, start)
             os.fsync(file.fd)
         finally:
             file.close()

@@ -72,7 +72,8 @@ class Subscribers:
 
     `open_reader(seq)` gives the journal behind record `seq`. `resolve` turns a cursor into such a
     seq, or into a sentence that says why it cannot be; `oldest` gives the one before all records
-    that are kept. `routes` are what HTTP can ask for.
+    that are kept, `since` one before all
+    records of a time or later (it blocks). `routes` are what HTTP can ask for.
     """
 
     settings: SocketSettings
@@ -82,6 +83,7 @@ class Subscribers:
     run_sync: RunSync
     routes: Routes = field(factory=dict)
     oldest: Callable[[], int] = lambda: 0
+    since: Callable[[int], int] = lambda at_ns: 0
     http: HttpServer = field(init=False)
     _connections: int = 0
     _active: int = 0
@@ -280,6 +282,15 @@ class _Subscriber:
             seq = server.oldest() if after == "start" else server.resolve(after)
             if isinstance(seq, str):
                 return Refusal("cursor", seq)
+            since_ns = request.selection.since_ns
+            if since_ns is not None:
+                try:
+                    found = await server.run_sync(server.since, since_ns)
+                except HypermuxError as error:
+                    return Refusal("fault", f"the journal cannot be read: {error}")
+                # Behind what is shown there is nothing yet; before a cursor there is nothing new.
+                found = min(found, server.horizon.position.seq)
+                seq = found if after == "start" else max(seq, found)
             self._walk.close()
             self._walk = self._walk_from(seq)
         await self._send(subscribed_line(request, self._cursor(self._walk.seq)))

@@ -40,6 +40,7 @@ from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.sequencer import Inbox, Sequencer
 from hypermux.downstream.storage import DiskStorage, Storage
 from hypermux.downstream.subscribers import Subscribers
+from hypermux.downstream.upkeep import keep_indexes
 from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Failure, FailureKind, Undelivered
@@ -179,6 +180,7 @@ class Service:
             after=after,
             near=self.horizon.position,
             began_ns=journal.manifest.began_ns,
+            indexes=journal.indexes,
         )
 
     def resolve(self, cursor: Cursor) -> int | str:
@@ -190,6 +192,18 @@ class Service:
     def oldest(self) -> int:
         """Return the seq after which the records begin that are kept."""
         return self.journal.first_seq - 1
+
+    def since(self, at_ns: int) -> int:
+        """Return a record after which all are that have an `at` of `at_ns` or later.
+
+        0 when some of them may be no longer kept, so that a reader tells it. Blocks; raises
+        DiskFault.
+        """
+        journal = self.journal
+        oldest_ns = journal.oldest_ns
+        if journal.first_seq > 1 and (oldest_ns is None or at_ns < oldest_ns):
+            return 0
+        return journal.indexes.since(at_ns)
 
     async def run(
         self,
@@ -225,8 +239,11 @@ class Service:
                     await nursery.start(self.subscribers.run)
                 for reader in readers:
                     nursery.start_soon(reader, self)
+                upkeep = trio.CancelScope()
+                nursery.start_soon(self._keep_up, upkeep)
                 task_status.started(self)
                 await self._sequence(shutdown)
+                upkeep.cancel()
                 self.horizon.end()
                 nursery.cancel_scope.deadline = trio.current_time() + READERS_END_S
             if nursery.cancel_scope.cancelled_caught:
@@ -234,6 +251,10 @@ class Service:
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_COMMIT_S):
                 await seams.journal_runner(self.journal.close)
+
+    async def _keep_up(self, scope: trio.CancelScope) -> None:
+        with scope:
+            await keep_indexes(self.journal.indexes, self.seams.reader_runner)
 
     async def _sequence(self, shutdown: trio.Event) -> None:
         inbox, clock = self.sequencer.inbox, self.seams.clock
@@ -310,6 +331,7 @@ class Service:
             self.open_reader,
             resolve=self.resolve,
             oldest=self.oldest,
+            since=self.since,
             run_sync=seams.reader_runner,
             routes=self._routes(),
         )

@@ -16,8 +16,8 @@ from hypermux.config.settings import JournalSettings
 from hypermux.core.recording import Encoder
 from hypermux.core.segments import segment_name, sources_name
 from hypermux.downstream.journal import LOCK, Journal
+from hypermux.downstream.manifest import MANIFEST
 from hypermux.downstream.memory import MemoryStorage
-from hypermux.downstream.opening import MANIFEST
 from hypermux.downstream.reading import JournalReader
 from hypermux.downstream.storage import DiskStorage, Storage, write_all
 from hypermux.model.accounts import SourceId
@@ -72,6 +72,11 @@ def read_all(journal: Journal, storage: Storage) -> bytes:
 
 def segments(storage: MemoryStorage) -> list[Path]:
     return sorted(p for p in storage.files if p.name.endswith(".ndjson"))
+
+
+def remove_indexes(storage: MemoryStorage) -> None:
+    for path in [p for p in storage.files if p.name.endswith(".index")]:
+        del storage.files[path]
 
 
 def test_a_new_journal() -> None:
@@ -334,7 +339,7 @@ def test_damage_is_named_and_nothing_is_touched() -> None:
     journal = open_journal(storage, JournalSettings())
     first = write(journal, 2)
     write(journal, 2)
-    journal.close()
+    storage.kill()
     path = HERE / segment_name(1)
     line = first.index(b"\n") + 1
     storage.files[path].data[line + 30] ^= 1
@@ -380,7 +385,7 @@ def test_a_bad_line_behind_d_is_cut_and_kept_as_torn() -> None:
     journal = open_journal(storage, JournalSettings())
     first = write(journal, 2)
     second = write(journal, 2)
-    journal.close()
+    storage.kill()
     storage.files[HERE / segment_name(1)].data[len(first) + 40] ^= 1
     again = open_journal(storage, JournalSettings())
     assert (again.position.seq, again.cut) == (2, len(second))
@@ -424,6 +429,7 @@ def test_lost_sources_are_rebuilt_from_earlier_segments(harm: str) -> None:
     journal.close()
     beside = sorted(p for p in storage.files if p.name.endswith(".sources"))
     assert len(beside) > 2
+    remove_indexes(storage)
     before = storage.read(beside[-1])
     for path in beside if harm == "all missing" else beside[-1:]:
         if harm == "bad":
@@ -435,6 +441,7 @@ def test_lost_sources_are_rebuilt_from_earlier_segments(harm: str) -> None:
     assert storage.read(beside[-1]) == before
     # The slow way reads closed segments, which have nothing to hide.
     again.close()
+    remove_indexes(storage)
     del storage.files[beside[-1]]
     storage.files[segments(storage)[-2]].data[3] ^= 1
     with pytest.raises(DamagedData, match="line 1 at byte 0"):
@@ -575,11 +582,11 @@ def test_what_may_only_be_in_memory_is_written_again_at_a_start() -> None:
     """After a failed sync the kernel reads back what is not on the disk, and calls it clean."""
 
     class Noting(MemoryStorage):
-        def rewrite(self, path: Path, offset: int, data: bytes) -> None:
-            again.append((offset, data))
-            super().rewrite(path, offset, data)
+        def rewrite(self, path: Path, start: int, end: int) -> None:
+            again.append((start, end))
+            super().rewrite(path, start, end)
 
-    again: list[tuple[int, bytes]] = []
+    again: list[tuple[int, int]] = []
     storage = Noting()
     journal = open_journal(storage, JournalSettings())
     first = write(journal, 3)
@@ -590,5 +597,74 @@ def test_what_may_only_be_in_memory_is_written_again_at_a_start() -> None:
     storage.kill()
     open_journal(storage, JournalSettings())
     # The second batch says that the first was synced: what is behind it is in doubt.
-    assert again == [(len(first), kept[len(first) :])]
+    assert again == [(len(first), len(kept))]
     assert bytes(storage.files[HERE / segment_name(1)].data) == kept
+
+
+BIG = JournalSettings(segment_size=1 << 20)
+
+
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make marks often."""
+    monkeypatch.setattr("hypermux.downstream.journal.MARK_SIZE", 300)
+    monkeypatch.setattr("hypermux.downstream.journal.MARK_RATIO", 0)
+
+
+@pytest.mark.usefixtures("marks")
+@pytest.mark.parametrize("fate", ["kill", "crash", "torn", "close"])
+def test_a_start_from_a_mark_finds_what_one_without_finds(fate: str) -> None:
+    storage = MemoryStorage()
+    journal = open_journal(storage, BIG)
+    data = b"".join(write(journal, n) for n in (3, 5, 2, 7, 1, 4))
+    if fate == "torn":
+        storage.files[HERE / segment_name(1)].data += b"half a line"
+    if fate == "close":
+        journal.close()
+    elif fate == "crash":
+        storage.crash()
+    else:
+        storage.kill()
+    index = journal.indexes.open
+    again = open_journal(storage, BIG)
+    assert read_all(again, storage) == data
+    assert again.coverage == journal.coverage
+    assert again.cut == (len(b"half a line") if fate == "torn" else 0)
+    found = again.indexes.open
+    assert (found.last_seq, found.size, found.crc) == (index.last_seq, index.size, index.crc)
+    write(again, 3)
+    storage.kill()
+    remove_indexes(storage)
+    last = open_journal(storage, BIG)
+    assert last.coverage == again.coverage
+    assert last.next_seq == again.next_seq
+
+
+@pytest.mark.usefixtures("marks")
+def test_before_a_mark_any_changed_byte_is_damage() -> None:
+    storage = MemoryStorage()
+    journal = open_journal(storage, BIG)
+    for _ in range(6):
+        write(journal, 3)
+    journal.close()
+    path = HERE / segment_name(1)
+    size = len(storage.files[path].data)
+    for offset in range(0, size, 41):
+        storage.files[path].data[offset] ^= 1
+        with pytest.raises(DamagedData, match=r"line \d+ at byte \d+ is damaged"):
+            open_journal(storage, BIG)
+        storage.files[path].data[offset] ^= 1
+    assert open_journal(storage, BIG).next_seq == 19
+
+
+@pytest.mark.usefixtures("marks")
+def test_records_that_a_mark_knows_and_the_file_has_no_more_begin_an_epoch() -> None:
+    storage = MemoryStorage()
+    journal = open_journal(storage, BIG)
+    for _ in range(3):
+        first = write(journal, 4)
+    journal.close()
+    file = storage.files[HERE / segment_name(1)]
+    del file.data[len(file.data) - len(first) :]
+    again = open_journal(storage, BIG)
+    assert (again.next_seq, again.epoch_reason) == (9, "records up to 12 were taken away")
