@@ -297,7 +297,7 @@ def audits(case: Case) -> Iterator[str]:
     world = case.world
     truth, plan = world.truth, world.plan
     # An audit takes a connection of its own; without one it comes late, or never.
-    if plan.max_connections < 2 * len(plan.sources) or plan.account_connections is not None:
+    if plan.max_connections < 2 * len(plan.sources):
         return
     for source, messages in truth.messages.items():
         if not case.is_docker(source):
@@ -310,12 +310,12 @@ def audits(case: Case) -> Iterator[str]:
                 continue
             crowd = bisect_right(sent, until) - message.number
             calm = crowd < 200 and not any(message.sent < t < until for t in restarts)
-            stays = any(
+            # A stream that brought nothing at all is dialed anew, and that brings it.
+            connected = any(
                 s.opened is not None
                 and s.opened + judge_outages.RESUME_S < message.sent
-                and s.wire.lost is not None
-                and s.wire.lost > until
+                and (s.wire.closed is None or s.wire.closed > message.sent)
                 for s in truth.sessions[source]
             )
-            if calm and stays and world.well(source, message.sent, until):
+            if calm and connected and world.well(source, message.sent, until):
                 yield f"audits: {message.name} was skipped at {message.sent:.3f}, and never found"

@@ -122,7 +122,7 @@ class _Planner:
             plan.per_source = rng.choice([6000, 20_000])
             plan.buffer = plan.per_source * 2
         count = len(plan.sources)
-        plan.max_connections = rng.choice([count, count + 1, count + 2, 100])
+        plan.max_connections = rng.choice([count, count + 1, 100, 100])
         plan.account_connections = rng.choice([None, None, count])
         plan.connect_rate = rng.choice([0.2, 1.0, 5.0, 20.0])
         plan.account_rate = rng.choice([None, 0.2, 1.0])
@@ -148,7 +148,7 @@ class _Planner:
         if what == "close":
             number = rng.choices(_CODES, _CODE_WEIGHTS)[0]
         elif what == "skip":
-            number = rng.choice([1, 3, 300])
+            number = rng.choice([1, 3, 3, 300])
         elif what == "stall":
             seconds = rng.choice([rng.uniform(0.1, 3), rng.uniform(3, 30)])
         elif what in ("deaf", "down", "nameless", "hole", "restart"):
@@ -173,6 +173,8 @@ class _Planner:
                 count = rng.choice([5, 20, 60] if plan.kinds[source] == "hyper" else [20, 100, 300])
                 plan.steps.append(Step(at, "burst", source, rng.choice([0.0, 0.0, 1.0]), count))
             else:
+                if plan.kinds[source] == "docker" and rng.random() < 0.1:
+                    plan.steps.append(Step(at, "skip", source, number=1))
                 plan.steps.append(Step(at, "say", source, word=self._kind(source)))
             at += rng.expovariate(1 / mean)
 
