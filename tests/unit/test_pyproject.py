@@ -15,7 +15,7 @@ OURS = {"hypermux", "simulator", "util_lib"} | {
     path.stem for path in (ROOT / "tests").rglob("*.py")
 }
 # Run by name, or loaded by pytest: no file imports them.
-NOT_IMPORTED = {"mypy", "ruff", "pytest_trio"}
+NOT_IMPORTED = {"mypy", "ruff", "pytest_trio", "pytest_xdist"}
 
 
 def imported(paths: Iterable[Path]) -> set[str]:
