@@ -401,7 +401,7 @@ class Connection:
             self.quiet.opened(now, link.opened_ns)
             self.teller.up(opened, self.incoming.remembered(opened))
             self.observer.opened(self.source)
-        self._judge.accepted(self.source, opened)
+        self._judge.accepted(link, self.source, opened)
         self._changed.set()
 
     def link_heard(self, link: Link) -> None:

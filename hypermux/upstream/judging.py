@@ -64,9 +64,10 @@ class Judge:
                 self._tell_correction(source)
         return another
 
-    def accepted(self, source: Source, opened: Opened) -> None:
+    def accepted(self, link: Link, source: Source, opened: Opened) -> None:
         """Tell whom it concerns that a link is open."""
         self.gate.succeeded(source.id)
+        self.keys.accepted(source, link.credential)
         if opened.date_ns is not None and opened.trust in PROVEN:
             offset_ns = opened.date_ns - self.utc_ns()
             if self.corrections.accepted(source.endpoint.address, offset_ns):

@@ -5,6 +5,9 @@
 - `changed` hears of every account that has another key than before, or one at last: whoever was
   refused tries again at once, and whoever is connected moves to the new key while the old
   connection goes on.
+- A key that is read for a dial is told of when a server has taken it, and one that is over by our
+  clock likewise: a program that makes another one each time it is asked would else have the
+  refused sources of an account send each other to the server for ever.
 - A key that is over is not used: no server would take it. One that was over when the program gave
   it is the exception, for then it is more likely our clock that is wrong: the server decides.
 - Reading that fails is repeated with backoff, said once, and takes nothing away: the key that is
@@ -64,6 +67,7 @@ class _Held:
     failures: int = 0
     trouble: str | None = None
     missed: bool = False  # a dial could not be made for want of it
+    untold: bool = False  # it is another one than before, and `changed` has not heard of it
 
     def is_over(self, now_ns: int) -> bool:
         """Whether there is no key to dial with now."""
@@ -113,7 +117,7 @@ class KeyRing:
         async with held.lock:
             if held.is_over(self.utc_ns()):
                 try:
-                    await self._read(held)
+                    await self._read(held, dialing=True)
                 except ConfigurationFault:
                     held.missed = True
                     raise
@@ -127,6 +131,12 @@ class KeyRing:
         if held.credential is credential:
             held.credential, held.refused = None, credential
         return held.credential is not None and held.credential != credential
+
+    def accepted(self, source: Source, credential: Credential | None) -> None:
+        """A server took this one: whoever does not know it yet hears of it."""
+        held = self._held.get(source.id.account)
+        if held is not None and held.untold and held.credential is credential:
+            self._tell(held)
 
     def current(self, account: str) -> Credential | None:
         """Return the key that the next dial of an account would use, None when it would be read."""
@@ -179,7 +189,7 @@ class KeyRing:
                 log.exception("%s: internal error while reading its key", held.account)
                 self._failed(held, "an internal error of hypermux; see its log")
 
-    async def _read(self, held: _Held) -> None:
+    async def _read(self, held: _Held, *, dialing: bool = False) -> None:
         before = held.credential or held.refused
         try:
             found = await self._load(held.source)
@@ -187,9 +197,13 @@ class KeyRing:
             self._failed(held, str(fault))
             raise
         self._take(held, found)
-        if held.missed or (before is not None and before != found):
-            held.missed = False
-            self.changed(held.account)
+        held.untold |= before is not None and before != found
+        if held.missed or (held.untold and not dialing and held.trouble is None):
+            self._tell(held)
+
+    def _tell(self, held: _Held) -> None:
+        held.missed = held.untold = False
+        self.changed(held.account)
 
     async def _load(self, source: CredentialSource) -> Credential:
         if source.secret_key is not None or source.secret_key_env is not None:

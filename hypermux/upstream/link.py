@@ -30,6 +30,9 @@ class Keys(Protocol):
     def refused(self, source: Source, credential: Credential | None) -> bool:
         """The server refused this one; say whether there is another one already."""
 
+    def accepted(self, source: Source, credential: Credential | None) -> None:
+        """The server took this one."""
+
     def trouble(self, account: str) -> str | None:
         """Return why an account's key could not be read or renewed, None when it could."""
 

@@ -70,5 +70,7 @@ class Keys:
         self.refusals += 1
         return False
 
+    def accepted(self, source: Source, credential: Credential | None) -> None: ...
+
     def trouble(self, account: str) -> str | None:
         return None

@@ -3,9 +3,11 @@ that checks a signature's age as the upstream does: against the past alone."""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -13,23 +15,34 @@ import trio.testing
 from attrs import define, field
 from one_source import Quiet, Tape
 
+from hypermux.config import credentials
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Allocator
 from hypermux.core.rotation import Rotation
-from hypermux.model.accounts import Cap, Credential, Endpoint, Limits, Secret, SourceId
+from hypermux.model.accounts import (
+    Cap,
+    Credential,
+    CredentialSource,
+    Endpoint,
+    Limits,
+    Secret,
+    SourceId,
+)
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Gap, StateChange
 from hypermux.upstream.connection import Connection
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.keys import KeyRing
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Listener, Opened
 
 S = 1_000_000_000
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 START_NS = 1_700_000_000 * S
+PROCESS = CredentialSource(process=("get-keys",))
 ENDPOINT = Endpoint.parse("wss://router.test:443/events/ws")
 GOOD, WRONG = Credential("AK", Secret("good")), Credential("AK", Secret("wrong"))
 
@@ -82,6 +95,8 @@ class Keys:
     def refused(self, source: Source, credential: Credential | None) -> bool:
         return credential != self.credential
 
+    def accepted(self, source: Source, credential: Credential | None) -> None: ...
+
     def trouble(self, account: str) -> str | None:
         return None
 
@@ -108,18 +123,22 @@ class World:
 
 @asynccontextmanager
 async def world(
-    server: Server, keys: Keys | None = None, regions: tuple[str, ...] = ("us",)
+    server: Server,
+    keys: Keys | None = None,
+    regions: tuple[str, ...] = ("us",),
+    ring: KeyRing | None = None,
+    rate: float = 10.0,
 ) -> AsyncIterator[World]:
     keys, clock = keys or Keys(), StreamClock(trio.current_time, utc_ns)
     tape = Tape(clock)
     corrections, rng = Corrections(), random.Random(7)
-    gate = Gate(Allocator(Limits(Cap(10, 10.0), 5), trio.current_time()))
+    gate = Gate(Allocator(Limits(Cap(10, rate), 5), trio.current_time()))
     connections = [
         Connection(
-            source=Source(SourceId("prod", region), "hyper", ENDPOINT),
+            source=Source(SourceId("prod", region), "hyper", ENDPOINT, PROCESS),
             gate=gate,
             feed=tape,
-            keys=keys,
+            keys=ring or keys,
             transport=server,
             lifecycle=Lifecycle(min_s=0.5, max_s=60.0, reset_after_s=60.0, rng=rng),
             rotation=Rotation(None, min_s=0.5, max_s=60.0, rng=rng),
@@ -136,6 +155,19 @@ async def world(
         for connection in connections:
             nursery.start_soon(connection.run)
         yield World(server, keys, tape, connections)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def made_keys() -> AsyncIterator[KeyRing]:
+    async def run_directly(function: Callable[..., Any], *args: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    ring = KeyRing(utc_ns, random.Random(1), run_sync=run_directly)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ring.run)
+        yield ring
         nursery.cancel_scope.cancel()
 
 
@@ -161,6 +193,31 @@ async def test_a_key_that_was_good_is_tried_ten_times_a_day_too(
         await trio.sleep(DAY)
         assert w.states == {State.DENIED}
     assert 5 <= len(w.server.dials) - before <= 10
+
+
+@pytest.mark.parametrize("rate", [1.0, 10.0])
+async def test_a_program_that_makes_a_new_key_each_time_changes_nothing_about_that(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    """What one of them was given and refused is no reason for the others to try again."""
+    made = itertools.count()
+
+    def make(argv: tuple[str, ...]) -> bytes:
+        return b'{"AccessKeyId": "AK", "SecretAccessKey": "made-%d"}' % next(made)
+
+    monkeypatch.setattr(credentials, "_run", make)
+    regions = ("a", "b", "c")
+
+    def changed(account: str) -> None:
+        for connection in w.connections:
+            connection.key_changed(ring.current(account))
+
+    async with made_keys() as ring, world(Server(), None, regions, ring, rate) as w:
+        ring.changed = changed
+        await trio.sleep(DAY)
+        assert w.states == {State.DENIED}
+        for region in regions:
+            assert 5 <= sum(where == region for _, where in w.server.dials) <= 10
 
 
 async def test_a_server_whose_keys_come_up_later_than_it(

@@ -328,6 +328,37 @@ async def test_a_wall_clock_that_jumps_over_the_end_is_noticed(
         assert w.secret() == "two"
 
 
+async def test_a_key_that_a_dial_was_given_is_told_of_when_it_was_taken(
+    autojump_clock: trio.testing.MockClock, vault: Vault
+) -> None:
+    vault.answers = [lasting(36_000, key) for key in ("one", "two", "three", "four")]
+    async with world(PROCESS) as w:
+        for _ in range(2):
+            refused = await w.ring.get(PROCESS)
+            w.ring.accepted(PROCESS, refused)  # the first one is no news, the second one is
+            assert not w.ring.refused(PROCESS, refused)
+        assert len(w.changes) == 1
+        third = await w.ring.get(PROCESS)
+        assert len(w.changes) == 1, "nobody knows yet whether it is any better"
+        w.ring.accepted(PROCESS, refused)
+        assert len(w.changes) == 1
+        w.ring.accepted(PROCESS, third)
+        w.ring.accepted(PROCESS, third)
+        assert len(w.changes) == 2
+
+
+async def test_new_keys_that_are_over_move_nobody(
+    autojump_clock: trio.testing.MockClock, vault: Vault
+) -> None:
+    """Our clock is wrong by more than they last: each look finds another one."""
+    vault.answers = [lasting(-3600, f"number {number}") for number in range(1000)]
+    async with world(PROCESS) as w:
+        await w.ring.get(PROCESS)
+        await trio.sleep(3600)
+        assert len(vault.asked_at) > 50
+        assert w.changes == []
+
+
 async def test_an_operator_asks(autojump_clock: trio.testing.MockClock, vault: Vault) -> None:
     vault.answers = [lasting(3600, "one"), lasting(3600, "two")]
     async with world(PROCESS) as w:
