@@ -282,7 +282,7 @@ class Connection:
         new = self._begin(nursery)
         succession = self.incoming.succession = Succession(old, new)
         try:
-            await self._settled(old, new)
+            alive = await self._settled(old, new)
         except BaseException:  # a nursery gives a cancellation in a group
             self.gate.release(self.source.id)
             raise
@@ -298,29 +298,45 @@ class Connection:
             self.lifecycle.waiting(trio.current_time())
             self.lifecycle.dialing(trio.current_time())
         else:
-            self._switch(succession)
+            self._switch(succession, alive=alive)
         nursery.start_soon(self._retire, succession)
         return new
 
-    async def _settled(self, old: Link, new: Link) -> None:
-        """Return when it is known which of two links is to stay."""
+    async def _settled(self, old: Link, new: Link) -> bool:
+        """Return when it is known which of two links is to stay.
+
+        Says whether the old one was alive when the new one had been opened.
+        """
         while not (new.accepted or new.ended.is_set() or old.ended.is_set()):
             await self._wait_for_change()
         if not old.ended.is_set() and new.open:
             assert old.control is not None  # looked at before
+            ping = old.control.ping
+            answered = False
+
+            async def hear() -> None:
+                nonlocal answered
+                await ping()
+                answered = True
+
             with trio.move_on_after(PONG_PATIENCE_S):
-                await _first_of(old.ended.wait, new.ended.wait, old.control.ping)
+                await _first_of(old.ended.wait, new.ended.wait, hear)
             with trio.move_on_after(OVERTAKEN_S):
                 await _first_of(old.ended.wait, new.ended.wait)
+            return answered or old.heard_ns > new.opened_ns
+        return False
 
-    def _switch(self, succession: Succession) -> None:
+    def _switch(self, succession: Succession, *, alive: bool) -> None:
         """The new link is the source's one from now on: let go what was held of it."""
         old, new, now = succession.old, succession.new, trio.current_time()
-        if not old.ended.is_set():
-            self.incoming.decided(succession)
-        else:
+        ended = old.ended.is_set()
+        if ended:
             self.incoming.old_ended(succession, now)
-            # Whether the server counted the new one in before the old one's end, nobody knows.
+        else:
+            self.incoming.decided(succession)
+        if ended or not alive:
+            # Whether the server counted the new one in before the old one's end, nobody knows; nor
+            # since when it is dead, if it was not heard any more.
             gap = Gap(old.heard_ns, max(old.heard_ns, new.opened_ns), "rotation", "possible")
             self.feed.deliver([gap], self.clock.now_ns(), more=new.more)
         self.lifecycle.replaced(now)

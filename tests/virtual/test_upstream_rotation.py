@@ -67,6 +67,7 @@ class Socket:
             if message in self.pongs:
                 self.pongs[message].set()
             else:
+                self.listener.heard()
                 self.listener.received([message], more=False)
 
 
