@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 from simulator import run
+from simulator.judge import judge
+from simulator.plan import Plan, Step
+from simulator.world import World
+
+from hypermux.model.accounts import SourceId
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "simulate.py"
 
@@ -22,6 +27,21 @@ def test_every_promise_holds_in_300_worlds() -> None:
     # The worlds are what they are meant to be: much is sent, and much goes wrong.
     assert sum(r.messages for r in results) > 200_000
     assert sum(r.gaps for r in results) > 10_000
+
+
+@pytest.mark.slow
+def test_a_dead_peer_that_is_replaced_before_it_is_noticed_leaves_a_gap() -> None:
+    """Over the whole span in which its replacement can be due."""
+    source = SourceId("a0", "r0")
+    for died in range(225, 301, 3):
+        plan = Plan(died, 400.0, [source], rotate_s=300.0)
+        plan.kinds[source], plan.dialects[source] = "hyper", "a"
+        plan.delays[source], plan.clock_errors[source] = 0.01, 0.0
+        says = [Step(died + 0.1 * n, "say", source, word="event") for n in range(1, 400)]
+        plan.steps += [Step(float(died), "die", source), *says]
+        world = World(plan)
+        world.run()
+        assert judge(world) == []
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ from simulator.world import World
 MAX_HOLD_S = 2.0
 # Rounds come at least this often when something is due.
 ROUND_S = 0.06
+PONG_S = 10.0
 # An engine is audited at least every minute; then there are two looks.
 AUDIT_S = 60.0 + 5.0 + 25.0
 
@@ -131,8 +132,9 @@ def records(case: Case) -> Iterator[str]:
         reached = last.get(line.source, -1)
         # Of several with the same bytes some may be lost: the time tells which this is.
         timed = [m for m in free if _read_at(case, m, line.received)]
-        if not timed and case.is_docker(line.source):
-            # While an engine is asked what it remembers, its stream is read and held.
+        if not timed and (case.is_docker(line.source) or case.world.plan.rotate_s):
+            # While an engine is asked what it remembers, its stream is read and held; so is a
+            # connection that takes another's place.
             timed = [m for m in free if _read_at(case, m, line.received, judge_outages.RESUME_S)]
         message = next((m for m in timed or free if m.number > reached), free[0])
         case.matched[message] = line
@@ -229,6 +231,8 @@ def held(case: Case) -> Iterator[str]:
     world = case.world
     plan = world.plan
     allowed = MAX_HOLD_S + ROUND_S + 6 * slowest(case)
+    if plan.rotate_s is not None:
+        allowed += PONG_S  # a replacement waits for its predecessor's last word
     if not isinstance(plan.fsync, str):
         allowed += plan.fsync
     for life in world.truth.lives:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hypermux.model.accounts import SourceId
-from simulator.network import KEEPALIVE_S
+from simulator.network import KEEPALIVE_S, Wire
 from simulator.truth import Refusal
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ PROBE_S = 900.0
 MAX_RETRY_AFTER_S = 3600.0
 # Half a second of the world's own: the last pong's way and the like.
 SLACK_S = 0.5
+# From what part of `rotate_after` on a connection is replaced: sources are spread.
+OLD = 0.7
+EARLY = 0.1
 
 
 def limits(case: Case) -> Iterator[str]:
@@ -40,15 +43,17 @@ def limits(case: Case) -> Iterator[str]:
     for what, found in (("dials", dials), ("requests", requests)):
         for (kind, name), times in found.items():
             rate = rates[kind]
-            if rate is not None and (at := _too_fast(sorted(times), rate, plan.burst)) is not None:
+            # A dial may be a little early: what counts is when its request is sent.
+            burst = plan.burst + (EARLY if what == "dials" else 0.0)
+            if rate is not None and (at := _too_fast(sorted(times), rate, burst)) is not None:
                 yield f"limits: {what} of {kind} {name} over {rate}/s, burst {plan.burst}, at {at}"
 
 
-def _too_fast(times: list[float], rate: float, burst: int) -> float | None:
+def _too_fast(times: list[float], rate: float, burst: float) -> float | None:
     """Return when a bucket of `burst` that fills at `rate` was overdrawn."""
-    level, last = float(burst), 0.0
+    level, last = burst, 0.0
     for at in times:
-        level = min(float(burst), level + (at - last) * rate) - 1.0
+        level = min(burst, level + (at - last) * rate) - 1.0
         last = at
         if level < -1e-3:
             return at
@@ -72,12 +77,27 @@ def dead(case: Case) -> Iterator[str]:
         # An engine that does not answer questions is given up with its stream.
         if case.is_docker(wire.source) and not world.well(wire.source, closed - 60, closed):
             continue
+        if world.plan.rotate_s is not None and _replaced(case, wire):
+            continue
         life = world.truth.lives[wire.life - 1]
         # A goodbye takes a second.
         if life.how == "fault" and life.ended is not None and life.ended - closed <= 1.0:
             continue
         if life.stopping is None or closed < life.stopping:
             yield f"dead: {wire.source} was well, and was given up at {closed:.3f}"
+
+
+def _replaced(case: Case, wire: Wire) -> bool:
+    """Say whether a connection was old, or another one took its place."""
+    rotate_s = case.world.plan.rotate_s
+    found = case.world.truth.sessions[wire.source]
+    assert rotate_s is not None
+    assert wire.closed is not None
+    return any(
+        (s.wire is wire and s.opened is not None and wire.closed - s.opened >= OLD * rotate_s)
+        or (s.wire is not wire and s.opened is not None and wire.dialed < s.opened < wire.closed)
+        for s in found
+    )
 
 
 def denied(case: Case) -> Iterator[str]:

@@ -86,7 +86,7 @@ def outages(case: Case) -> Iterator[str]:
 def _of_source(case: Case, source: SourceId) -> Iterator[str]:
     truth = case.world.truth
     sessions = [s for s in truth.sessions[source] if s.opened is not None]
-    sessions.sort(key=lambda s: s.opened or 0.0)
+    sessions = _chained(case, source, sessions)
     before: Session | None = None
     missed = 0
     gaps: list[Line] = []
@@ -108,18 +108,55 @@ def _of_source(case: Case, source: SourceId) -> Iterator[str]:
                 missed += 1
                 if not _may_be_missing(case, session):
                     yield f"outages: {source} came up at {session.opened}: no record of it"
+            # Of a replacement whose predecessor ended early, the source staying connected.
+            gaps = [g for g in gaps if g.head["cause"] != "rotation" or g.ns("to") == line.received]
             yield from _judge(case, source, before, line, gaps, missed)
             before, place, missed, gaps, down = sessions[found], found + 1, 0, [], None
     for session in sessions[place:]:
         missed += 1
         if not _may_be_missing(case, session):
             yield f"outages: {source} came up at {session.opened}: no record of it"
+    gaps = [gap for gap in gaps if gap.head["cause"] != "rotation"]
     if len(gaps) > missed:
         yield f"outages: {source} has a gap at the end, and did not come back"
     if down is None:
         yield f"outages: {source} is not down at the end"
     else:
         yield from _begin(case, source, before, down.ns("from"), down)
+
+
+def _chained(case: Case, source: SourceId, sessions: list[Session]) -> list[Session]:
+    """Return one session for each run of connections that took each other's place.
+
+    A predecessor may be gone already, and still be held: then a gap of their own is between them.
+    """
+    rotations = [
+        line
+        for line in case.by_source[source]
+        if line.kind == "gap" and line.head["cause"] == "rotation"
+    ]
+    clock = case.world.truth.clock
+    chains: list[Session] = []
+    for session in sorted(sessions, key=lambda s: s.opened or 0.0):
+        last = chains[-1].wire if chains else None
+        opened = session.opened
+        assert opened is not None
+        replaced = last is not None and (last.lost is None or opened <= last.lost)
+        if last is not None and not replaced and last.closed is not None and last.lost is not None:
+            replaced = opened <= last.closed and any(
+                line.ns("from") <= clock.between(last.lost)[1]
+                and line.ns("to") >= clock.between(opened)[0]
+                and line.received <= clock.between(last.closed + RESUME_S)[1]
+                for line in rotations
+            )
+        if not replaced:
+            chains.append(session)
+        elif last is not None and (
+            session.wire.lost is None or last.lost is None or session.wire.lost > last.lost
+        ):
+            begun = chains[-1]
+            chains[-1] = Session(source, session.wire, begun.life, begun.accepted, begun.opened)
+    return chains
 
 
 def _opened_at(case: Case, sessions: list[Session], place: int, received: int) -> int | None:

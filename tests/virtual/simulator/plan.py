@@ -43,6 +43,7 @@ class Plan:
     account_rate: float | None = None
     endpoint_rate: float | None = None
     burst: int = 5
+    rotate_s: float | None = None
     # The world's own.
     disk_s: float = 0.0
     delays: dict[SourceId, float] = field(factory=dict)
@@ -128,6 +129,7 @@ class _Planner:
         plan.account_rate = rng.choice([None, 0.2, 1.0])
         plan.endpoint_rate = rng.choice([None, 0.5, 2.0])
         plan.burst = rng.choice([1, 2, 5])
+        plan.rotate_s = rng.choice([None, None, 300.0, 900.0])
         plan.disk_s = rng.choice([0.0, 0.0, 0.0, 0.004])
 
     def _life_of(self, source: SourceId) -> None:

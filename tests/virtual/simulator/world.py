@@ -426,7 +426,7 @@ def _settings(plan: Plan) -> Settings:
             Cap(plan.account_connections, plan.account_rate),
             Cap(None, plan.endpoint_rate),
         ),
-        connection=ConnectionSettings(max_message_size=MAX_MESSAGE),
+        connection=ConnectionSettings(max_message_size=MAX_MESSAGE, rotate_after_s=plan.rotate_s),
         buffer=BufferSettings(plan.buffer, plan.per_source),
         journal=JournalSettings(fsync=plan.fsync, segment_size=plan.segment_size),
     )
