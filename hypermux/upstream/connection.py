@@ -80,6 +80,7 @@ class Connection:
     _parted: PartingCause | None = None  # why the link is ended by our own doing
     _parting: trio.Event = field(factory=trio.Event)
     _hurried: bool = False
+    _key: Credential | None = field(default=None, repr=False)  # the last that it was told of
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
@@ -125,6 +126,7 @@ class Connection:
 
     def key_changed(self, credential: Credential | None) -> None:
         """There is another key: use it, at once where one was or may have been refused."""
+        self._key = credential
         link = self.link
         old = link is not None and link.open and link.credential != credential
         if old or self.given_up or self.lifecycle.state is State.BACKING_OFF:
@@ -341,6 +343,9 @@ class Connection:
             self.feed.deliver([gap], self.clock.now_ns(), more=new.more)
         self.lifecycle.replaced(now)
         self.rotation.opened(now)
+        key, self._key = self._key, None
+        if key is not None and key != new.credential:
+            self.rotation.renew(now)  # it changed again while the new link was dialed
         self.observer.replaced(self.source)
 
     async def _retire(self, succession: Succession) -> None:

@@ -17,7 +17,7 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Allocator, Rank
 from hypermux.core.rotation import Rotation
-from hypermux.model.accounts import Cap, Credential, Limits, SourceId
+from hypermux.model.accounts import Cap, Credential, Limits, Secret, SourceId
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event
 from hypermux.upstream.connection import Connection
@@ -388,6 +388,21 @@ async def test_a_renewed_credential_never_hands_the_slot_over(
     )
     assert len(world.server.dialed_at) == 1
     assert world.causes() == ["start"]
+
+
+async def test_a_key_that_changes_while_its_link_is_dialed_is_used_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def change(world: World) -> None:
+        await trio.sleep(5)
+        world.connection.key_changed(Credential("AK", Secret("second")))
+        await world.server.reach(dials=2)
+        world.connection.key_changed(Credential("AK", Secret("third")))
+
+    world = await live(Server([0.001]), change, seconds=60, rotate_after_s=None, every_s=1)
+    assert len(world.server.dialed_at) == 3
+    assert world.causes() == ["start"]
+    assert world.gate.allocator.held == 0
 
 
 async def test_parting_does_not_wait_for_a_rotation_that_waits(
