@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hypermux.model.accounts import SourceId
 from simulator.network import KEEPALIVE_S, Wire
+from simulator.plan import slowest_s
 from simulator.truth import Refusal
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ def dead(case: Case) -> Iterator[str]:
         if world.plan.rotate_s is not None and _replaced(case, wire):
             continue
         life = world.truth.lives[wire.life - 1]
-        # A goodbye takes a second.
-        if life.how == "fault" and life.ended is not None and life.ended - closed <= 1.0:
+        # A goodbye takes a second, and a slow disk its time.
+        slow_s = 1.0 + 2 * slowest_s(world.plan)
+        if life.how == "fault" and life.ended is not None and life.ended - closed <= slow_s:
             continue
         if life.stopping is None or closed < life.stopping:
             yield f"dead: {wire.source} was well, and was given up at {closed:.3f}"

@@ -24,7 +24,7 @@ PING_S = 15 * 1.1 + 0.5
 NOTICED_S = 27.0
 CHECKPOINT_S = 10.0
 STALLED_S = 30.0
-UNHEARD_S = 150.0
+UNHEARD_S = inf
 MAX_HOLD_S = 2.0
 # How long asking an engine what it remembers may take: a permit, an answer, its containers.
 RESUME_S = 36.0
@@ -196,7 +196,8 @@ def _unsynced_s(case: Case, life: Life) -> float:
     """How far the disk may be behind at the end of a life."""
     fsync = case.world.plan.fsync
     if fsync == "never":
-        return inf if life.how == "power" else 0.0
+        cut = any(later.how == "power" for later in case.world.truth.lives[life.number - 1 :])
+        return inf if cut else 0.0
     return 0.0 if fsync == "commit" else float(fsync)
 
 
@@ -291,7 +292,11 @@ def _begin(
     elif life.how != "stop" and life.ended is not None:
         behind = CHECKPOINT_S + MAX_HOLD_S + _unsynced_s(case, life)
         slack += behind + _held_back_s(case, life) if life.ended - lost <= behind + slack else 0.0
-    if slack != inf and from_ns < truth.clock.between(max(0.0, lost - slack))[0]:
+    if slack == inf:
+        return
+    # A clock that was set back at the start of the life goes by less than the time that passed.
+    earliest = truth.clock.between(max(0.0, lost - slack))[0]
+    if from_ns < min(earliest, least - round(slack * SECOND)):
         early = (least - from_ns) / SECOND
         yield (
             f"outages: {source}: record {line.seq} begins {early:.3f} s before the loss ({how}),"

@@ -81,12 +81,13 @@ class Wire(trio.abc.Stream):
         self.timeline.at(self._down_at, lambda: self._arrive(data))
         return self._down_at
 
-    def end(self, how: str = "eof") -> None:
-        """End the stream, behind all that was sent: "eof" or "reset"."""
+    def end(self, how: str = "eof") -> float:
+        """End the stream, behind all that was sent: "eof" or "reset"; return when that arrives."""
         if self.dead:
-            return
+            return 0.0
         self._down_at = self._arrival(self._down_at)
         self.timeline.at(self._down_at, lambda: self._end(how))
+        return self._down_at
 
     def die(self) -> None:
         """Lose everything from now on, both ways, and tell nobody."""

@@ -57,6 +57,11 @@ class Plan:
         return _Planner(cls(seed, hour), random.Random(f"plan {seed}")).made()
 
 
+def slowest_s(plan: Plan) -> float:
+    """Return the longest that a call to the disk takes."""
+    return max((step.number for step in plan.steps if step.what == "slow"), default=plan.disk_s)
+
+
 # What can happen to a source, and how often beside the others.
 _TROUBLES = {
     "cut": 6,

@@ -67,6 +67,7 @@ class Upstream:
     peers: dict[Wire, Peer] = field(factory=dict)
     keepalive: bool = False
     remembers: bool = False  # what it sent, and can be found not to send it
+    known_at: float = 0.0  # when clients hear of the last end of a connection
     skipping: int = 0  # so many messages more are kept from those who are connected
 
     # What a network asks for
@@ -95,7 +96,7 @@ class Upstream:
         """End a connection, behind what was sent."""
         peer.over = True
         self.peers.pop(peer.wire, None)
-        peer.wire.end(how)
+        self.known_at = max(self.known_at, peer.wire.end(how))
 
     def date(self) -> str:
         """Return the `Date` line of an answer, if there is one."""
@@ -159,7 +160,7 @@ class Upstream:
                 made.raw,
                 made.event,
                 now,
-                now + self.delay_s,
+                max(now + self.delay_s, self.known_at),
             )
             messages.append(message)
             self.happened(message)
