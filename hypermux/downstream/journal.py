@@ -304,8 +304,9 @@ class Journal:
 
     def _show(self) -> None:
         self.position = self._end
-        self._pending.clear()
-        self._pending_bytes = 0
+        # Not the one for which a segment is begun just now: it is still to be written.
+        self._pending = [batch for batch in self._pending if batch.last_seq > self._end.seq]
+        self._pending_bytes = sum(len(batch.data) for batch in self._pending)
 
     def tend(self, now_ns: int) -> list[str]:
         """Do what is due now and then: end an old segment, remove the oldest, look at the disk.
