@@ -274,7 +274,7 @@ class Sequencer:
         while True:
             if str(fault) != told:
                 told = str(fault)
-                log.error("%s; what arrives is held in memory until that works again", told)
+                log.warning("%s; what arrives is held in memory until that works again", told)
             if self.inbox.closing and attempt:
                 raise fault
             await trio.sleep(
