@@ -19,6 +19,7 @@ of their own.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,7 @@ class Journal:
     _pending: list[_Batch] = field(init=False, factory=list)
     _pending_bytes: int = field(init=False, default=0)
     _doubtful: bool = field(init=False, default=False)
+    _sync_failed: bool = field(init=False, default=False)  # of the present file
     _broken: str | None = field(init=False, default=None)
     _aged: bool = field(init=False, default=False)
     _marked: int = field(init=False, default=0)
@@ -268,6 +270,7 @@ class Journal:
 
     def _begin_anew(self, now_s: float) -> None:
         shown, old = self.position.seq, self._end.segment
+        self._save_shown(shown)
         self._file.close()
         first_seq = shown + 1
         path = self.directory / segment_name(first_seq)
@@ -283,6 +286,7 @@ class Journal:
             with translated(self.directory / sources_name(first_seq), "remove"):
                 self._storage.remove(self.directory / sources_name(first_seq))
         self._file = begin_segment(self._storage, self.directory, first_seq, sources)
+        self._sync_failed = False
         self._end = Position(first_seq, 0, shown)
         self.indexes.open = Index.empty(first_seq)
         self._marked, self._aged = 0, False
@@ -294,6 +298,16 @@ class Journal:
             self._show()
         else:
             self._sync(now_s)
+
+    def _save_shown(self, shown: int) -> None:
+        """Sync what was shown without a sync (`fsync = "never"`) of a file that is given up.
+
+        Only where no sync of it has failed yet: the first that succeeds is the truth.
+        """
+        if self.durable_seq < shown and not self._sync_failed:
+            with contextlib.suppress(OSError):
+                self._file.sync()
+                self.durable_seq = shown
 
     def _append(self, batch: _Batch) -> None:
         with translated(self._path, "append to"):
@@ -364,8 +378,10 @@ class Journal:
 
     def _sync(self, now_s: float) -> None:
         if self.durable_seq != self._end.seq:
+            self._sync_failed = True
             with translated(self._path, "sync"):
                 self._file.sync()
+            self._sync_failed = False
             self.durable_seq = self._end.seq
         self._synced_s = now_s
         if self.position != self._end:
