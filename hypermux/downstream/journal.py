@@ -8,10 +8,6 @@
     <seq>.<epoch>.torn            what a recovery cut off
     journal.lock                  held by the one writer
 
-When the disk refuses, the file is given up: the kernel may drop what it failed to write and call
-the next sync a success. What was shown to nobody is kept in memory, and `retry` writes it to a new
-segment, named by its first record; what the old one holds from there on does not count.
-
 `.sources` is on disk before its segment's first record, and a segment is synced whole, whatever
 `fsync` says, before the next is begun. Every call here blocks: a service makes them in a thread
 of their own.
@@ -19,17 +15,16 @@ of their own.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
 from hypermux.core.index import FOREVER_NS, NEVER_NS, Index
-from hypermux.core.segments import Epoch, segment_name, sources_name
+from hypermux.core.segments import Epoch, segment_name
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.indexes import Indexes
 from hypermux.downstream.manifest import MANIFEST, Manifest
@@ -47,19 +42,6 @@ LOCK = "journal.lock"
 # of mark for so many of records.
 MARK_SIZE = 4 << 20
 MARK_RATIO = 8
-# What is not synced is held in memory, to be written again when the sync fails: a sync comes early
-# for so many bytes, whatever the time between two syncs is.
-UNSYNCED = 16 << 20
-
-
-@frozen
-class _Batch:
-    """Records that were not shown yet, as they were given to `commit`."""
-
-    data: bytes
-    last_seq: int
-    span: tuple[int, int]
-    sources: bytes
 
 
 @define(eq=False)
@@ -89,10 +71,6 @@ class Journal:
     _end: Position = field(init=False)
     durable_seq: int = field(init=False)
     _synced_s: float | None = field(init=False, default=None)
-    _pending: list[_Batch] = field(init=False, factory=list)
-    _pending_bytes: int = field(init=False, default=0)
-    _doubtful: bool = field(init=False, default=False)
-    _sync_failed: bool = field(init=False, default=False)  # of the present file
     _broken: str | None = field(init=False, default=None)
     _aged: bool = field(init=False, default=False)
     _marked: int = field(init=False, default=0)
@@ -211,20 +189,22 @@ class Journal:
         shown later than it is returned from here, by a later commit or `sync`. `span` is the least
         and the largest `at` of the records; without it any search by time looks among them.
 
-        Raises DiskFault; from then on every commit does, until `retry` has written these records.
+        Raises DiskFault; from then on every commit does. The kernel may drop what it failed to
+        write and call the next sync a success, so nothing is tried again on the same file.
         """
         self._refuse_when_broken()
         if first_seq != self.next_seq or last_seq < first_seq:
             raise ValueError(f"records {first_seq} to {last_seq} cannot follow {self._end.seq}")
         if self.rotation_due and not sources:
             raise ValueError("a new segment needs the coverage before it")
-        batch = _Batch(data, last_seq, span, sources)
-        self._pending.append(batch)
-        self._pending_bytes += len(data)
         try:
             if self.rotation_due:
                 self._rotate(sources, now_s)
-            self._append(batch)
+            with translated(self._path, "append to"):
+                write_all(self._file, data)
+            end = self._end
+            self._end = Position(end.segment, end.offset + len(data), last_seq)
+            self.indexes.open.add(data, last_seq, *span)
             self._settle(now_s)
             self._mark(MARK_SIZE)
         except DiskFault as exc:
@@ -235,7 +215,7 @@ class Journal:
     def sync(self, now_s: float = 0.0) -> Position:
         """Make all that was committed durable, whatever `fsync` says; return how far to show it.
 
-        Raises DiskFault, and commits do from then on, until `retry`.
+        Raises DiskFault, and commits do from then on.
         """
         self._refuse_when_broken()
         try:
@@ -244,83 +224,6 @@ class Journal:
             self._broken = str(exc)
             raise
         return self.position
-
-    @property
-    def fault(self) -> str | None:
-        """What the disk refused, while records wait for it; None when all is well."""
-        return self._broken
-
-    def retry(self, now_s: float = 0.0, now_ns: int = 0) -> Position:
-        """After a DiskFault: write what was shown to nobody to a new segment; return as `commit`.
-
-        Looks for room first. Raises DiskFault when that fails, too, and may be tried again.
-        """
-        if self._closed or self._broken is None:
-            raise ValueError("there is nothing to try again")
-        for told in self.retention.tend(now_ns):
-            log.warning("%s", told)
-        try:
-            self._begin_anew(now_s)
-        except DiskFault as exc:
-            self._broken = str(exc)
-            raise
-        self._broken = None
-        self._mark(MARK_SIZE)
-        return self.position
-
-    def _begin_anew(self, now_s: float) -> None:
-        shown, old = self.position.seq, self._end.segment
-        self._save_shown(shown)
-        self._file.close()
-        first_seq = shown + 1
-        path = self.directory / segment_name(first_seq)
-        # Nobody was shown anything of a file of that name, nor has it open: a new one takes its
-        # place, for a sync of the same may be a lie.
-        with translated(path, "remove"):
-            self._storage.remove(path)
-        sources: bytes | None = None
-        if self._pending and self._end.seq == shown:
-            sources = self._pending[0].sources or None
-        if sources is None and first_seq != old:
-            # The coverage before it is known no more; a start reads it from the segment before.
-            with translated(self.directory / sources_name(first_seq), "remove"):
-                self._storage.remove(self.directory / sources_name(first_seq))
-        self._file = begin_segment(self._storage, self.directory, first_seq, sources)
-        self._sync_failed = False
-        self._end = Position(first_seq, 0, shown)
-        self.indexes.open = Index.empty(first_seq)
-        self._marked, self._aged = 0, False
-        # Shown without a sync (`fsync = "never"`), and now it cannot be had any more.
-        self._doubtful = self._doubtful or self.durable_seq < shown
-        for batch in self._pending:
-            self._append(batch)
-        if self._settings.fsync == "never":
-            self._show()
-        else:
-            self._sync(now_s)
-
-    def _save_shown(self, shown: int) -> None:
-        """Sync what was shown without a sync (`fsync = "never"`) of a file that is given up.
-
-        Only where no sync of it has failed yet: the first that succeeds is the truth.
-        """
-        if self.durable_seq < shown and not self._sync_failed:
-            with contextlib.suppress(OSError):
-                self._file.sync()
-                self.durable_seq = shown
-
-    def _append(self, batch: _Batch) -> None:
-        with translated(self._path, "append to"):
-            write_all(self._file, batch.data)
-        end = self._end
-        self._end = Position(end.segment, end.offset + len(batch.data), batch.last_seq)
-        self.indexes.open.add(batch.data, batch.last_seq, *batch.span)
-
-    def _show(self) -> None:
-        self.position = self._end
-        # Not the one for which a segment is begun just now: it is still to be written.
-        self._pending = [batch for batch in self._pending if batch.last_seq > self._end.seq]
-        self._pending_bytes = sum(len(batch.data) for batch in self._pending)
 
     def tend(self, now_ns: int) -> list[str]:
         """Do what is due now and then: end an old segment, remove the oldest, look at the disk.
@@ -344,7 +247,7 @@ class Journal:
             if self._broken is None:
                 self._sync(0.0)
                 self._mark(1)
-                if self.manifest.unsynced_boot is not None and not self._doubtful:
+                if self.manifest.unsynced_boot is not None:
                     self.manifest = evolve(self.manifest, unsynced_boot=None)
                     path = self.directory / MANIFEST
                     with translated(path, "write"):
@@ -368,24 +271,17 @@ class Journal:
         if fsync == "commit":
             self._sync(now_s)
         elif fsync == "never":
-            self._show()
-        elif (
-            self._synced_s is None
-            or now_s - self._synced_s >= float(fsync)
-            or self._pending_bytes >= UNSYNCED
-        ):
+            self.position = self._end
+        elif self._synced_s is None or now_s - self._synced_s >= float(fsync):
             self._sync(now_s)
 
     def _sync(self, now_s: float) -> None:
         if self.durable_seq != self._end.seq:
-            self._sync_failed = True
             with translated(self._path, "sync"):
                 self._file.sync()
-            self._sync_failed = False
             self.durable_seq = self._end.seq
+        self.position = self._end
         self._synced_s = now_s
-        if self.position != self._end:
-            self._show()
 
     def _mark(self, least: int) -> None:
         """Note where the next start goes on, if all is synced and `least` bytes came since.

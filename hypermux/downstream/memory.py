@@ -78,7 +78,7 @@ class MemoryStorage:
     lives: int = 0
     files: dict[Path, _MemoryFile] = field(factory=dict)
     links: dict[Path, str] = field(factory=dict)
-    _synced_links: dict[Path, str] = field(factory=dict, alias="synced_links")
+    _synced_links: dict[Path, str] = field(factory=dict)
     _removed: dict[Path, _MemoryFile] = field(factory=dict)
     _locked: dict[Path, bool] = field(factory=dict)
     _plan: dict[str, list[OSError | None]] = field(factory=dict)

@@ -42,21 +42,15 @@ from hypermux.downstream.storage import Appender, Storage, read_blocks, translat
 from hypermux.model.errors import DamagedData
 
 
-def begin_segment(
-    storage: Storage, directory: Path, first_seq: int, sources: bytes | None
-) -> Appender:
-    """Create a segment, what lies beside it, and the link; all of it synced.
-
-    `sources` None leaves what there may be.
-    """
+def begin_segment(storage: Storage, directory: Path, first_seq: int, sources: bytes) -> Appender:
+    """Create a segment, what lies beside it, and the link; all of it synced."""
     # One of that name may have been moved aside, and have left a mark.
     path = directory / index_name(first_seq)
     with translated(path, "remove"):
         storage.remove(path)
-    if sources is not None:
-        path = directory / sources_name(first_seq)
-        with translated(path, "write"):
-            storage.write(path, sources)
+    path = directory / sources_name(first_seq)
+    with translated(path, "write"):
+        storage.write(path, sources)
     path = directory / segment_name(first_seq)
     with translated(path, "create"):
         file = storage.append(path)

@@ -12,26 +12,22 @@ reader whose socket was readable by then to have run (`_pass_by_all`).
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from typing import TypeAlias
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
-from hypermux.core.backoff import full_jitter
 from hypermux.core.clock import StreamClock
-from hypermux.core.intake import ITEM_OVERHEAD, Tally
+from hypermux.core.intake import ITEM_OVERHEAD, Budget, Tally
 from hypermux.core.merging import Merger, Released
 from hypermux.core.recording import Encoder
 from hypermux.downstream.horizon import Horizon, Position
-from hypermux.downstream.inbox import Connectivity, Inbox
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import BLOCK
 from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
-from hypermux.model.errors import DiskFault
-from hypermux.model.records import Checkpoint, Event, Item, StateChange
+from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange
 
 log = logging.getLogger("hypermux.sequencer")
 
@@ -45,11 +41,117 @@ MAX_ROUND_S = 0.05
 # The longest. How exactly the beginning of an outage is known on a quiet system: a socket that
 # was empty and open in one round cannot have ended before it.
 HEARTBEAT_S = 1.0
-# Between two tries of a disk that refuses: one costs a new file. A full disk may have room again at
-# any moment; a shutdown waits for one more try, which has to fit into its deadline.
-RETRY_MIN_S, RETRY_MAX_S = 0.5, 10.0
 # Records encoded between two awaits: about 10 ms of work, so that pings are answered in time.
 CHUNK = 4096
+
+
+@frozen
+class Connectivity:
+    """A source came up or went down, behind what it delivered before."""
+
+    source: SourceId
+    live: bool
+    offset_ns: int | None = None
+
+
+@frozen
+class Delivery:
+    """What one read of a source brought."""
+
+    source: SourceId
+    items: list[Item]
+    received_ns: int
+
+
+Arrival: TypeAlias = Connectivity | Delivery
+
+
+@define(eq=False)
+class _Lane:
+    """One source's `Feed`."""
+
+    source: SourceId
+    inbox: Inbox
+
+    def opened(self, offset_ns: int | None = None) -> None:
+        self.inbox.put(Connectivity(self.source, True, offset_ns))
+
+    def closed(self) -> None:
+        self.inbox.busy.pop(self.source, None)
+        self.inbox.put(Connectivity(self.source, False))
+
+    @property
+    def empty_ns(self) -> int:
+        return self.inbox.busy.get(self.source, self.inbox.last_round_ns)
+
+    def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
+        self.inbox.deliver(self.source, items, received_ns, more)
+
+
+@define(eq=False)
+class Inbox:
+    """What arrived and is not yet merged; bounded in bytes by its `Budget`."""
+
+    budget: Budget
+    last_round_ns: int = 0
+    busy: dict[SourceId, int] = field(factory=dict)
+    closing: bool = False
+    # Gaps and states that are not in the journal yet: no checkpoint may reach past their `from`.
+    untold: dict[int, tuple[SourceId, Gap | StateChange]] = field(factory=dict)
+    _queue: deque[Arrival] = field(factory=deque)
+    _arrived: trio.Event = field(factory=trio.Event)
+
+    def feed(self, source: SourceId) -> _Lane:
+        """Return the way in for `source`."""
+        return _Lane(source, self)
+
+    def put(self, change: Connectivity) -> None:
+        """Queue that a source came up or went down, behind what it delivered before."""
+        self._queue.append(change)
+        self._arrived.set()
+
+    def deliver(self, source: SourceId, items: list[Item], received_ns: int, more: bool) -> None:
+        """Queue what fits of a read; what does not is counted for a gap."""
+        if more:
+            self.busy.setdefault(source, self.last_round_ns)
+        else:
+            self.busy.pop(source, None)
+        items = self.budget.admit(source, items, received_ns)
+        if items:
+            self._add(source, items, received_ns)
+
+    def close(self, now_ns: int) -> None:
+        """Take nothing more: the sequencer ends when it has written what is here."""
+        self.tell_episodes(now_ns, all_of_them=True)
+        self.closing = True
+        self._arrived.set()
+
+    def tell_episodes(self, now_ns: int, *, all_of_them: bool = False) -> None:
+        """Queue the gaps of the overflow episodes that are over."""
+        for source, gap in self.budget.end_episodes(now_ns, all_of_them=all_of_them):
+            self._add(source, [gap], now_ns)
+
+    def _add(self, source: SourceId, items: list[Item], received_ns: int) -> None:
+        for item in items:
+            if isinstance(item, (Gap, StateChange)):
+                self.untold[id(item)] = source, item
+        self._queue.append(Delivery(source, items, received_ns))
+        self._arrived.set()
+
+    def take(self) -> deque[Arrival]:
+        """Return all that is queued, in order of arrival."""
+        queue, self._queue = self._queue, deque()
+        if not self.closing:
+            self._arrived = trio.Event()
+        return queue
+
+    def wake(self) -> None:
+        """Have a round made although nothing is queued."""
+        self._arrived.set()
+
+    async def wait(self) -> None:
+        """Return when something is queued or the inbox is closing."""
+        await self._arrived.wait()
 
 
 @define(eq=False)
@@ -65,8 +167,6 @@ class Sequencer:
     checkpoint_interval_s: float
     # What the service itself has to say, in this order; first of all that it runs.
     told: list[StateChange] = field(factory=list)
-    rng: random.Random = field(factory=random.Random)
-    _notices: list[str] = field(factory=list)
     _encoder: Encoder = field(factory=Encoder)
     _checkpoint_at_s: float = 0.0
     _last_at_ns: int = 0
@@ -92,10 +192,9 @@ class Sequencer:
         await self._write_told()
         self._take_arrivals()
         await self._write(self.merger.flush())
-        await self._tell_notices()
         await self._write_own(StateChange("stop"))
         await self._write_own(Checkpoint(self.clock.now_ns()))
-        self._show(await self._on_disk(self.journal.sync))
+        self._show(await self.run_sync(self.journal.sync))
 
     def tell(self, change: StateChange) -> None:
         """Record what happened to the service itself, with the next round."""
@@ -133,11 +232,10 @@ class Sequencer:
             reason = f"its clock is {-offset_ns / 1e9:+.3f} s off ours; ordered accordingly"
             change = StateChange("clock", reason, offset_ns=offset_ns)
             self.inbox.feed(source).deliver([change], self.clock.now_ns())
-        await self._tell_notices()
         now_s = trio.current_time()
         sync_due_s = self.journal.sync_due_s
         if sync_due_s is not None and now_s >= sync_due_s:
-            self._show(await self._on_disk(self.journal.sync, now_s))
+            self._show(await self.run_sync(self.journal.sync, now_s))
         if now_s >= self._checkpoint_at_s:
             through_ns = self._through_ns(drained_ns)
             # One that goes back, for what is still to be told, makes every source's outage longer
@@ -256,46 +354,10 @@ class Sequencer:
     ) -> None:
         now_s = trio.current_time()
         commit = self.journal.commit
-        position = await self._on_disk(commit, data, first_seq, last_seq, sources, now_s, span)
+        position = await self.run_sync(commit, data, first_seq, last_seq, sources, now_s, span)
         # Readers may share this batch only when it is exactly what is shown now.
         alone = self.horizon.position.seq == first_seq - 1 and position.seq == last_seq
         self._show(position, data if alone and len(data) <= BLOCK else None)
-
-    async def _on_disk(self, function: Callable[..., Position], *args: Any) -> Position:
-        """Call the journal; a refusing disk is outlasted. Raises DiskFault at the end of the work.
-
-        Meanwhile what arrives stays in the inbox: within the buffer, then counted for a gap.
-        """
-        try:
-            return await self.run_sync(function, *args)
-        except DiskFault as exc:
-            fault = exc
-        began_s, attempt, told = trio.current_time(), 0, ""
-        while True:
-            if str(fault) != told:
-                told = str(fault)
-                log.warning("%s; what arrives is held in memory until that works again", told)
-            if self.inbox.closing and attempt:
-                raise fault
-            await trio.sleep(
-                full_jitter(attempt, min_s=RETRY_MIN_S, max_s=RETRY_MAX_S, rng=self.rng)
-            )
-            attempt += 1
-            try:
-                position = await self.run_sync(
-                    self.journal.retry, trio.current_time(), self.clock.now_ns()
-                )
-            except DiskFault as exc:
-                fault = exc
-                continue
-            lasted_s = trio.current_time() - began_s
-            log.warning("the journal is written again, after %.1f s", lasted_s)
-            self._notices.append(f"{told}; nothing was written for {lasted_s:.1f} s")
-            return position
-
-    async def _tell_notices(self) -> None:
-        while self._notices:
-            await self._write_own(StateChange("disk", self._notices.pop(0)))
 
     def _show(self, position: Position, data: bytes | None = None) -> None:
         if position.seq > self.horizon.position.seq:

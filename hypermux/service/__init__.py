@@ -35,10 +35,9 @@ from hypermux.core.merging import Merger
 from hypermux.core.verdicts import Judgement
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import Routes
-from hypermux.downstream.inbox import Inbox
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
-from hypermux.downstream.sequencer import Sequencer
+from hypermux.downstream.sequencer import Inbox, Sequencer
 from hypermux.downstream.storage import DiskStorage, Storage
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.downstream.upkeep import keep_indexes
@@ -302,7 +301,6 @@ class Service:
             clock=seams.clock,
             run_sync=seams.journal_runner,
             checkpoint_interval_s=settings.journal.checkpoint_interval_s,
-            rng=seams.rng,
             told=self._opening(),
         )
         self.supervisor = Supervisor(

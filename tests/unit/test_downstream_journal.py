@@ -189,21 +189,6 @@ def test_never_shows_what_is_written_and_survives_a_kill() -> None:
     assert again.durable_seq == 3
 
 
-def test_never_and_a_file_that_is_given_up_is_kept_by_a_clean_stop() -> None:
-    storage = MemoryStorage()
-    journal = open_journal(storage, NEVER)
-    data = write(journal, 3)
-    storage.fail("write", errno.EIO)
-    with pytest.raises(DiskFault):
-        write(journal, 2)
-    journal.retry()
-    journal.close()
-    storage.crash()
-    again = open_journal(storage, NEVER)
-    assert again.position.seq == 5
-    assert read_all(again, storage).startswith(data)
-
-
 @pytest.mark.parametrize(("boot", "clean", "new"), [("b2", 0, 1), ("", 0, 1), ("b2", 1, 0)])
 def test_never_and_another_boot_begin_an_epoch_unless_stopped(
     boot: str, clean: bool, new: bool
