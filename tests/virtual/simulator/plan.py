@@ -200,6 +200,10 @@ class _Planner:
             what = rng.choices(
                 ["crash", "call", "stop", "wall", "slow", "fault"], [6, 3, 3, 2, 2, 1]
             )[0]
+            if what == "fault" and plan.fsync == "never":
+                # A disk that refuses, nothing ever synced, and the power gone later: then a
+                # segment ends before the next one begins, and a person has to look.
+                what = "stop"
             seconds = rng.choice([rng.uniform(0, 0.5), rng.uniform(0.5, 20), rng.uniform(20, 200)])
             fate = rng.choice(["killed", "killed", "lost", "prefix", "hole"])
             number = 0.0
