@@ -35,11 +35,12 @@ def test_every_promise_holds_in_300_worlds() -> None:
 
 
 @pytest.mark.slow
-def test_a_dead_peer_that_is_replaced_before_it_is_noticed_leaves_a_gap() -> None:
-    """Over the whole span in which its replacement can be due."""
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_dead_peer_that_is_replaced_before_it_is_noticed_leaves_a_gap(slots: int) -> None:
+    """Over the whole span in which its replacement can be due; with and without a spare slot."""
     source = SourceId("a0", "r0")
     for died in range(225, 301, 3):
-        plan = Plan(died, 400.0, [source], rotate_s=300.0)
+        plan = Plan(died, 400.0, [source], rotate_s=300.0, max_connections=slots)
         plan.kinds[source], plan.dialects[source] = "hyper", "a"
         plan.delays[source], plan.clock_errors[source] = 0.01, 0.0
         says = [Step(died + 0.1 * n, "say", source, word="event") for n in range(1, 400)]

@@ -37,6 +37,7 @@ MAX_HOLD_S = 2.0
 # Rounds come at least this often when something is due.
 ROUND_S = 0.06
 PONG_S = 10.0
+REFUSED_S = 5.0  # until a disk that refused is tried again
 # An engine is audited at least every minute; then there are two looks.
 AUDIT_S = 60.0 + 5.0 + 25.0
 
@@ -234,6 +235,8 @@ def held(case: Case) -> Iterator[str]:
     world = case.world
     plan = world.plan
     allowed = MAX_HOLD_S + ROUND_S + 6 * slowest_s(plan)
+    if any(step.what == "fault" for step in plan.steps):
+        allowed += REFUSED_S
     if plan.rotate_s is not None:
         allowed += PONG_S  # a replacement waits for its predecessor's last word
     if not isinstance(plan.fsync, str):

@@ -21,7 +21,7 @@ MAX_RETRY_AFTER_S = 3600.0
 SLACK_S = 0.5
 # From what part of `rotate_after` on a connection is replaced: sources are spread.
 OLD = 0.7
-EARLY = 0.1
+EARLY = 1.0
 
 
 def limits(case: Case) -> Iterator[str]:
