@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,7 @@ class Engine:
     client: Sequence[str]
     command: Sequence[str]
     log: Path
+    environment: Mapping[str, str] = field(factory=dict)
     process: subprocess.Popen[bytes] = field(init=False)
 
     @property
@@ -83,7 +84,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the engine and wait until it answers."""
-        environment = {**os.environ, "HOME": str(self.log.parent)}
+        environment = {**os.environ, "HOME": str(self.log.parent), **self.environment}
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
@@ -144,6 +145,10 @@ def running_podman() -> Iterator[Engine]:
     """Run Podman's API service likewise."""
     _need("podman", "busybox")
     with _directory() as home:
+        # By default all Podmans of a user share one table of 2,048 locks in memory, of which each
+        # volume takes one, and keeps it when its directory is just deleted.
+        settings = home / "containers.conf"
+        settings.write_text('[engine]\nlock_type = "file"\n')
         command = [
             "podman",
             f"--root={home}/root",
@@ -158,7 +163,8 @@ def running_podman() -> Iterator[Engine]:
             f"unix://{home}/podman.sock",
         ]
         client = ("podman", f"--url=unix://{home}/podman.sock")
-        with _running(command, home, home / "podman.sock", client) as engine:
+        environment = {"CONTAINERS_CONF": str(settings)}
+        with _running(command, home, home / "podman.sock", client, environment) as engine:
             yield engine
 
 
@@ -185,9 +191,13 @@ def _directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _running(
-    command: Sequence[str], home: Path, path: Path, client: Sequence[str]
+    command: Sequence[str],
+    home: Path,
+    path: Path,
+    client: Sequence[str],
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Engine]:
-    engine = Engine(path, client, command, home / "log")
+    engine = Engine(path, client, command, home / "log", environment or {})
     try:
         engine.start()
         yield engine
