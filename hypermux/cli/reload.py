@@ -28,10 +28,10 @@ class ReloadRefused(HypermuxError):
 def command(socket_path: Path | None, config: Path | None) -> None:
     """Have a running service read its accounts file and keys again.
 
-    What did not change is not touched; a configuration that is not good changes nothing, and
-    exits 78 with all that is wrong. SIGHUP does the same; its outcome is in the log.
+    What did not change is not touched, but sources that were refused try at once. A
+    configuration that is not good changes nothing, and exits 78 with all that is wrong. SIGHUP
+    does the same; its outcome is in the log.
     """
-    # A file that does not read is what the service has to say: the usual socket is asked then.
     path = socket_path or find_socket(config)
     answer = ask(path, "POST", "/reload", timeout_s=ANSWER_S)
     if answer.status not in (200, 422):

@@ -31,8 +31,10 @@ def find_socket(config: Path | None) -> Path:
         try:
             return accounts_file.load(path).socket.path
         except (ConfigurationFault, OSError):
-            # A reader need not be able to read the service's secrets; only a file that was
-            # asked for has to be right.
+            # A reader need not be able to read the service's secrets, and a service goes on while
+            # its file is being edited; only a file that was asked for has to name the socket.
+            if (named := accounts_file.socket_path(path)) is not None:
+                return named
             if config is not None:
                 raise
     return accounts_file.default_socket_path()

@@ -36,6 +36,7 @@ __all__ = [
     "locate",
     "name_fault",
     "nearest",
+    "socket_path",
 ]
 
 # Ten thousand accounts fit in a tenth of it; a larger file is the wrong file.
@@ -85,6 +86,14 @@ def load(path: Path, *, pending: Mapping[Path, str] | None = None) -> Settings:
     return settings
 
 
+def socket_path(path: Path) -> Path | None:
+    """Return the socket that an accounts file names, whatever else is wrong in the file.
+
+    None when it does not tell: it does not read, or that very part of it is wrong.
+    """
+    return _Reading(Path(os.path.abspath(path)), {}).socket_path()
+
+
 def included(path: Path, candidate: Path) -> bool:
     """Say whether the accounts file would include `candidate`, which need not exist.
 
@@ -132,6 +141,18 @@ class _Reading:
         return Settings(
             self.main, state_dir, socket, accounts, **sections, warnings=tuple(self.warnings)
         )
+
+    def socket_path(self) -> Path | None:
+        document = self.document(self.main)
+        if document is None:
+            return None
+        table = self._section("socket", document)
+        try:
+            path = self._socket(table, self._state_dir(document)).path
+        except ConfigurationFault:  # a place without a default
+            return None
+        decisive = ("socket", "socket.path", "state_dir")
+        return None if any(problem.key in decisive for problem in self.problems) else path
 
     # Files
 
