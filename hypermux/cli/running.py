@@ -19,11 +19,11 @@ from hypermux.service import (
     LAST_COMMIT_S,
     READERS_END_S,
     UPSTREAM_END_S,
-    LoggedObserver,
     Reader,
-    Seams,
     Service,
 )
+from hypermux.service.observing import LoggedObserver
+from hypermux.service.seams import Seams
 from hypermux.upstream.link import Observer
 
 log = logging.getLogger("hypermux.run")

@@ -13,13 +13,9 @@ over all and ends the process by it (`cli.running`).
 from __future__ import annotations
 
 import logging
-import random
-import secrets
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import msgspec
 import trio
@@ -27,32 +23,29 @@ from attrs import define, field
 
 from hypermux import __version__
 from hypermux.config.changes import Changes
-from hypermux.config.settings import Settings, Source
-from hypermux.core.clock import StreamClock
+from hypermux.config.settings import Settings
 from hypermux.core.http import HttpRequest, Reply
 from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
-from hypermux.core.verdicts import Judgement
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import Routes
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.sequencer import Inbox, Sequencer
-from hypermux.downstream.storage import DiskStorage, Storage
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.downstream.upkeep import keep_indexes
-from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
-from hypermux.model.errors import Failure, FailureKind, Undelivered
+from hypermux.model.errors import Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
 from hypermux.model.status import ReloadStatus, SourceStatus, Status
-from hypermux.service.reloading import Reloading, read_settings
+from hypermux.service.observing import LoggedObserver
+from hypermux.service.reloading import Reloading
 from hypermux.service.reporting import report, source_states
+from hypermux.service.seams import Seams
 from hypermux.upstream.dialing import SocketDialer
 from hypermux.upstream.link import Observer
 from hypermux.upstream.supervisor import Supervisor
 from hypermux.upstream.telling import Outage
-from hypermux.upstream.transport import Dialer
 
 log = logging.getLogger("hypermux.service")
 
@@ -64,93 +57,6 @@ READERS_END_S = 5.0
 # Sources whose state is gathered between two awaits: some 5 ms of work, so that ten thousand of
 # them hold up no ping.
 _STATES_AT_ONCE = 200
-
-T = TypeVar("T")
-
-
-class LoggedObserver:
-    """Writes what happens to sources to the log, each cause of an outage once.
-
-    What this computer is short of is said once for all sources: it is none of theirs.
-    """
-
-    def __init__(self) -> None:
-        self._told: dict[SourceId, str] = {}
-
-    def dialing(self, source: Source) -> None:
-        """A dial begins."""
-        log.debug("%s: connecting to %s", source.id, source.endpoint)
-
-    def opened(self, source: Source) -> None:
-        """A connection is open."""
-        self._told.pop(source.id, None)
-        log.info("%s: up", source.id)
-
-    def replaced(self, source: Source) -> None:
-        """Another connection has taken the open one's place."""
-        log.info("%s: a new connection has taken the old one's place", source.id)
-
-    def failed(self, source: Source, judgement: Judgement, failure: Failure) -> None:
-        """A connection or a dial ended."""
-        told = self._told.get(source.id) == judgement.cause
-        if failure.kind is FailureKind.SHORTAGE:
-            told = judgement.cause in self._told.values()
-        level = logging.DEBUG if told else logging.WARNING
-        self._told[source.id] = judgement.cause
-        log.log(level, "%s: %s (%s)", source.id, judgement.reason, judgement.verdict)
-
-
-def in_thread(limiter: trio.CapacityLimiter) -> RunSync:
-    """Return a runner of blocking calls in threads of their own; such a call is never abandoned.
-
-    Each kind of work has its own limiter: threads of the default one may all be waiting for a
-    resolver that hangs.
-    """
-
-    def run_sync(function: Callable[..., T], *args: Any) -> Awaitable[T]:
-        return trio.to_thread.run_sync(function, *args, limiter=limiter)
-
-    return run_sync
-
-
-@define(eq=False)
-class Seams:
-    """All that the service takes from outside itself: clocks, chance, network, disk, threads."""
-
-    clock: StreamClock
-    utc_ns: Callable[[], int]
-    rng: random.Random
-    dialer: Dialer
-    storage: Storage
-    journal_runner: RunSync
-    reader_runner: RunSync
-    new_epoch: Callable[[], str]
-    boot: str = ""
-    read_settings: Callable[[Path], Awaitable[Settings]] = read_settings
-
-    @classmethod
-    def real(cls, settings: Settings) -> Seams:
-        """Return this machine's own; call it inside `trio.run`."""
-        return cls(
-            clock=StreamClock(trio.current_time, time.time_ns),
-            utc_ns=time.time_ns,
-            rng=random.Random(),
-            dialer=SocketDialer(dial_timeout_s=settings.connection.dial_timeout_s),
-            storage=DiskStorage(),
-            journal_runner=in_thread(trio.CapacityLimiter(1)),
-            reader_runner=in_thread(trio.CapacityLimiter(8)),
-            new_epoch=partial(secrets.token_hex, 4),
-            boot=_boot_id(),
-        )
-
-
-def _boot_id() -> str:
-    """Return the name of the machine's present boot, empty where the system does not tell."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
 
 Reader: TypeAlias = Callable[["Service"], Awaitable[None]]
 

@@ -10,7 +10,7 @@ from hypermux.config.settings import Source
 from hypermux.core.verdicts import judge
 from hypermux.model.accounts import Endpoint, SourceId
 from hypermux.model.errors import Failure, FailureKind
-from hypermux.service import LoggedObserver
+from hypermux.service.observing import LoggedObserver
 
 SOURCES = [
     Source(SourceId("prod", f"r{n}"), "hyper", Endpoint.parse("wss://x.test/")) for n in range(5)

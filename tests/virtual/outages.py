@@ -37,7 +37,8 @@ from hypermux.emulator.faults import Target
 from hypermux.emulator.handshake import Answer
 from hypermux.model.accounts import Cap, CredentialSource, Endpoint, SourceId, Tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
-from hypermux.service import Seams, Service
+from hypermux.service import Service
+from hypermux.service.seams import Seams
 
 T = TypeVar("T")
 SECOND = 1_000_000_000

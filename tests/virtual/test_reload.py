@@ -34,7 +34,8 @@ from hypermux.emulator.faults import Target
 from hypermux.model.accounts import Cap, CredentialSource, Endpoint, Secret, SourceId
 from hypermux.model.errors import ConfigurationFault, Problem
 from hypermux.model.status import Counts, SourceStatus
-from hypermux.service import Seams, Service
+from hypermux.service import Service
+from hypermux.service.seams import Seams
 
 STATE = Path("/virtual/state")
 FILE = Path("/virtual/accounts.toml")

@@ -33,7 +33,8 @@ from hypermux.downstream.memory import MemoryStorage
 from hypermux.emulator import router as emulator
 from hypermux.emulator.connection import Goodbye
 from hypermux.model.accounts import Cap, CredentialSource, Endpoint, SourceId, Tls
-from hypermux.service import Seams, Service
+from hypermux.service import Service
+from hypermux.service.seams import Seams
 
 T = TypeVar("T")
 

@@ -34,7 +34,8 @@ from hypermux.model.accounts import (
     Tls,
 )
 from hypermux.model.errors import DiskFault, Undelivered
-from hypermux.service import Seams, Service
+from hypermux.service import Service
+from hypermux.service.seams import Seams
 from simulator.disk import Disk
 from simulator.docker import DockerUpstream
 from simulator.hyper import HyperUpstream
