@@ -23,8 +23,8 @@ from hypermux.config.places import (
 )
 from hypermux.config.settings import Account, Settings, SocketSettings
 from hypermux.config.shape import Fault, Wrong, key_path, nearest, show, unknown
+from hypermux.config.socket_table import SocketTable
 from hypermux.config.sources import Part, assemble, resolve, shared_secret
-from hypermux.config.tables import SocketTable
 from hypermux.model.errors import ConfigurationFault, Problem, UsageFault
 
 __all__ = [
@@ -317,7 +317,10 @@ class _Reading:
             self._note(
                 self.main, ("socket", "path"), f"{message}: write a shorter one", show(str(path))
             )
-        return SocketSettings(path, table.mode, table.max_subscribers, table.stall_timeout_s)
+        for fault in table.faults():
+            self._note(self.main, ("socket", "mode"), fault)
+        self.warnings += [f"{self.main}: {warning}" for warning in table.warnings()]
+        return table.settings(path)
 
     # Problems
 

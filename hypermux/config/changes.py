@@ -34,6 +34,10 @@ _AT_ONCE = (
     "limits",
     "connection",
     "log",
+    "socket.mode",
+    "socket.group",
+    "socket.allow_uids",
+    "socket.allow_gids",
     "socket.max_subscribers",
     "socket.stall_timeout_s",
 )
@@ -215,6 +219,8 @@ def _shown(name: str, value: Any) -> str:
             return _cap(value)
         case bool():
             return str(value).lower()
+        case tuple():
+            return f"[{', '.join(map(str, value))}]"
         case str() | Path():
             return f'"{value}"'
         case float() if name == "connect_rate":

@@ -142,12 +142,24 @@ class JournalSettings:
 
 @frozen
 class SocketSettings:
-    """`[socket]`: where subscribers connect."""
+    """`[socket]`: where subscribers connect. `group` None: the file has the process's own.
+
+    Beside the service's user and root, the users `allow_uids` and the members of the groups
+    `reader_gids` may read.
+    """
 
     path: Path
     mode: int = 0o600
     max_subscribers: int = 1000
     stall_timeout_s: float = 30.0
+    group: int | None = None
+    allow_uids: tuple[int, ...] = ()
+    allow_gids: tuple[int, ...] = ()
+
+    @property
+    def reader_gids(self) -> frozenset[int]:
+        """Every group whose members may read."""
+        return frozenset(self.allow_gids if self.group is None else (*self.allow_gids, self.group))
 
 
 @frozen

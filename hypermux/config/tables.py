@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from attrs import Factory, evolve, fields, frozen
 
+from hypermux.config import socket_table
 from hypermux.config.credentials import access_key_fault, secret_key_fault
 from hypermux.config.settings import (
     MIB,
@@ -79,16 +80,6 @@ class AccountTable:
     limits: Cap | None = None
     expect_event_within: float | None = None  # seconds; inf is "never"
     on_quiet: OnQuiet | None = None
-
-
-@frozen
-class SocketTable:
-    """`[socket]` as written: its path is still relative, its default depends on `state_dir`."""
-
-    path: str | None = None
-    mode: int = 0o600
-    max_subscribers: int = 1000
-    stall_timeout_s: float = 30.0
 
 
 @frozen
@@ -234,16 +225,6 @@ def _fsync(value: Any) -> Literal["commit", "never"] | float:
     return duration("1ms", "1min")(value)
 
 
-def _mode(value: Any) -> int:
-    octal = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 4
-    if not octal or set(value) & {"8", "9"}:
-        raise Wrong.value('is not a mode: write "0600" or "0660"', value)
-    mode = int(value, 8)
-    if mode & 0o600 != 0o600 or mode & ~0o777:
-        raise Wrong.value('keeps the owner out: write "0600" or "0660"', value)
-    return mode
-
-
 _cap = table(
     Cap,
     max_connections=Key("max_connections", _connections),
@@ -365,13 +346,7 @@ buffer = table(
     size=Key("size", size("64KiB", "1TiB")),
     per_source=Key("per_source", size("4KiB", "1TiB")),
 )
-socket = table(
-    SocketTable,
-    path=Key("path", text),
-    mode=Key("mode", _mode),
-    max_subscribers=Key("max_subscribers", integer(1, 1_000_000)),
-    stall_timeout_s=Key("stall_timeout", duration("100ms", "1h")),
-)
+socket = socket_table.socket
 log = table(
     LogSettings,
     level=Key("level", choice("debug", "info", "warning", "error")),

@@ -21,6 +21,9 @@ _READ = 16 * 1024
 # After the last word to a peer: how long its unread input is taken off it, so that closing does not
 # reset the connection under that word.
 LINGER_S = 1.0
+# SO_PEERGROUPS, and room for the groups (four bytes each) that Python lets it have.
+_SO_PEERGROUPS = 59
+_GROUPS_SIZE = 1024
 # SIOCOUTQ: how much of what was sent the peer has not read yet.
 _SIOCOUTQ = 0x5411
 
@@ -35,10 +38,11 @@ class PeerStalled(Exception):
 
 @frozen
 class Credentials:
-    """A process and the user that it runs as, as the kernel knows them."""
+    """A process, its user and its groups (supplementary ones, too), as the kernel knows them."""
 
     pid: int
     uid: int
+    gids: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return f"uid {self.uid} (pid {self.pid})"
@@ -54,8 +58,12 @@ class Peer:
         """Return who the peer's process was when it connected."""
         size = struct.calcsize("3i")
         raw = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        pid, uid, _gid = struct.unpack("3i", raw)
-        return Credentials(pid, uid)
+        pid, uid, gid = struct.unpack("iII", raw)
+        try:
+            groups = self.sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+        except OSError:  # over 256 groups: the one that it runs with counts
+            groups = b""
+        return Credentials(pid, uid, frozenset((gid, *memoryview(groups).cast("I"))))
 
     def receive_now(self) -> bytes | None:
         """Return what has arrived; empty at the end of input; None when nothing is there.

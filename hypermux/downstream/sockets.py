@@ -1,14 +1,21 @@
-"""The socket file: made so that only its owner can reach it, and never taken from a living one.
+"""The socket file: made so that only who may read can reach it, never taken from a living one.
 
 Everything happens under a lock on the directory, which the kernel gives back whatever becomes of
 us: between finding a dead socket and taking its place nobody else can do the same.
+
+A directory made here is the owner's alone (0700). Where a group or others are to get at the socket
+they have to pass the directory: it is opened for that (0750 and the group, or 0711) when nothing
+else is in it that this would open too. Otherwise it is left alone, and the log says what to type.
+Nothing here ever lets anybody write the directory: who can do that can replace the socket.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import shlex
 import socket
 import stat
 import time
@@ -19,6 +26,8 @@ from attrs import define
 
 from hypermux.config.places import MAX_SOCKET_PATH, fits_a_socket
 from hypermux.model.errors import ConfigurationFault, HypermuxError, Problem, Unreachable
+
+log = logging.getLogger("hypermux.subscribers")
 
 # Connections that wait to be accepted: a restart brings all readers back at once.
 BACKLOG = 1024
@@ -34,6 +43,19 @@ class BoundSocket:
     path: Path
     _identity: tuple[int, int]
 
+    def permit(self, mode: int, gid: int | None) -> None:
+        """Give the file other permissions and another group (None: the process's own).
+
+        Raises ConfigurationFault; when the file is no longer ours there is nothing to do.
+        """
+        try:
+            with _locked(self.path.parent):
+                if _identity(self.path) == self._identity:
+                    _permit(self.path, mode, gid)
+                    _open_directory(self.path, mode, gid)
+        except OSError as exc:
+            raise _fault(self.path, f"cannot change the socket: {exc.strerror or exc}") from exc
+
     def close(self) -> None:
         """Stop listening; remove the file if it is still ours."""
         self.sock.close()
@@ -43,11 +65,11 @@ class BoundSocket:
                 self.path.unlink()
 
 
-def bind(path: Path, mode: int) -> BoundSocket:
+def bind(path: Path, mode: int, gid: int | None = None) -> BoundSocket:
     """Listen at `path` with permissions `mode`, in a directory that nobody else can write.
 
-    Raises Unreachable when something living serves it, ConfigurationFault when the place will
-    not do.
+    The file gets the group `gid`, or the process's own. Raises Unreachable when something living
+    serves it, ConfigurationFault when the place will not do.
     """
     if not fits_a_socket(path):
         raise _fault(path, f"a socket's path has at most {MAX_SOCKET_PATH} bytes: shorten it")
@@ -55,7 +77,9 @@ def bind(path: Path, mode: int) -> BoundSocket:
         _prepare(path.parent)
         with _locked(path.parent):
             _clear(path)
-            return _listen(path, mode)
+            bound = _listen(path, mode, gid)
+            _open_directory(path, mode, gid)
+            return bound
     except OSError as exc:
         raise _fault(path, f"cannot make the socket: {exc.strerror or exc}") from exc
 
@@ -121,14 +145,14 @@ def _clear(path: Path) -> None:
     raise Unreachable(f"another hypermux serves {path}: stop it, or choose another socket path")
 
 
-def _listen(path: Path, mode: int) -> BoundSocket:
+def _listen(path: Path, mode: int, gid: int | None) -> BoundSocket:
     sock = socket.socket(
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     )
     try:
         sock.bind(os.fspath(path))
         # Before it listens nobody can connect, so there is no moment with wider permissions.
-        path.chmod(mode)
+        _permit(path, mode, gid)
         identity = _identity(path)
         sock.listen(BACKLOG)
     except BaseException:
@@ -136,6 +160,45 @@ def _listen(path: Path, mode: int) -> BoundSocket:
         raise
     assert identity is not None
     return BoundSocket(sock, path, identity)
+
+
+def _permit(path: Path, mode: int, gid: int | None) -> None:
+    try:
+        os.chown(path, -1, os.getegid() if gid is None else gid)
+    except PermissionError:
+        message = f"cannot give the socket to group {gid}: this process is no member of it"
+        raise _fault(path, message, key="group") from None
+    path.chmod(mode)
+
+
+def _open_directory(path: Path, mode: int, gid: int | None) -> None:
+    """Let whom the socket's mode lets in pass its directory, too."""
+    directory = path.parent
+    info = directory.stat()
+    if mode & 0o006:
+        wanted, needed = 0o711, 0o011
+    elif gid is not None and mode & 0o060:
+        wanted, needed = 0o750, 0o010 if info.st_gid == gid else 0o001
+    else:
+        return
+    if info.st_mode & needed == needed:
+        return
+    group = gid if wanted == 0o750 else None
+    if info.st_uid == os.geteuid() and os.listdir(directory) == [path.name]:
+        if group is not None:
+            os.chown(directory, -1, group)
+        directory.chmod(stat.S_IMODE(info.st_mode) | wanted)
+        return
+    where = shlex.quote(str(directory))
+    change = f"chmod go+x {where}"
+    if group is not None:
+        change = f"chgrp {group} {where}; chmod g+x {where}"
+    log.warning(
+        "who may read cannot pass %s, which holds more than the socket and is left as it is: "
+        "type `%s`, or choose a directory for the socket alone",
+        directory,
+        change,
+    )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -146,5 +209,5 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-def _fault(path: Path, message: str) -> HypermuxError:
-    return ConfigurationFault([Problem(str(path), "socket.path", message)])
+def _fault(path: Path, message: str, key: str = "path") -> HypermuxError:
+    return ConfigurationFault([Problem(str(path), f"socket.{key}", message)])

@@ -34,7 +34,7 @@ from hypermux.core.subscription import (
 from hypermux.downstream import sockets
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import HttpServer, Routes
-from hypermux.downstream.peer import LINGER_S, Peer, PeerGone, PeerStalled
+from hypermux.downstream.peer import LINGER_S, Credentials, Peer, PeerGone, PeerStalled
 from hypermux.downstream.walk import OpenReader, RunSync, Walk
 from hypermux.model.errors import HypermuxError
 from hypermux.model.records import Cursor
@@ -85,6 +85,7 @@ class Subscribers:
     oldest: Callable[[], int] = lambda: 0
     since: Callable[[int], int] = lambda at_ns: 0
     http: HttpServer = field(init=False)
+    _bound: sockets.BoundSocket | None = field(init=False, default=None)
     _connections: int = 0
     _active: int = 0
     _accepted: int = 0
@@ -99,16 +100,26 @@ class Subscribers:
         return Statistics(self._active, self._accepted, self._refused, self._stalled)
 
     def change(self, settings: SocketSettings) -> None:
-        """Go on with another number of places and patience; path and mode stay as they are."""
-        self.settings = settings
+        """Go on with other settings but the path. Who is connected stays."""
+        before, self.settings = self.settings, settings
         self.http.stall_timeout_s = settings.stall_timeout_s
+        if self._bound is not None and (settings.mode, settings.group) != (
+            before.mode,
+            before.group,
+        ):
+            try:
+                self._bound.permit(settings.mode, settings.group)
+            except HypermuxError as error:
+                log.error("%s", error)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until the horizon has ended and every reader has what remains.
 
         Started when the socket accepts. Raises Unreachable and ConfigurationFault.
         """
-        bound = await self.run_sync(sockets.bind, self.settings.path, self.settings.mode)
+        settings = self.settings
+        bound = await self.run_sync(sockets.bind, settings.path, settings.mode, settings.group)
+        self._bound = bound
         try:
             async with trio.open_nursery() as nursery:
                 accepting = trio.CancelScope()
@@ -141,26 +152,34 @@ class Subscribers:
                 self._admit(Peer(sock), nursery)
 
     def _admit(self, peer: Peer, nursery: trio.Nursery) -> None:
-        uid = peer.credentials().uid
-        if uid not in (os.geteuid(), 0):
-            log.warning("refused a connection of user %d", uid)
-            self._turn_away(peer, Refusal("denied", "this socket serves its owner only"))
+        who = peer.credentials()
+        if not self._may_read(who):
+            gids = ", ".join(map(str, sorted(who.gids)))
+            log.warning("refused a connection of %s, groups %s: not allowed to read", who, gids)
+            self._turn_away(peer, Refusal("denied", f"uid {who.uid} may not read this socket"))
         elif self._connections >= self.settings.max_subscribers + SPARE_CONNECTIONS:
-            log.warning("refused a connection: there are %d", self._connections)
+            log.warning("refused a connection of %s: there are %d", who, self._connections)
             self._turn_away(peer, self._busy())
         else:
+            log.debug("a connection of %s", who)
             self._connections += 1
             nursery.start_soon(self._serve, _Subscriber(self, peer))
+
+    def _may_read(self, who: Credentials) -> bool:
+        settings = self.settings
+        if who.uid in (os.geteuid(), 0, *settings.allow_uids):
+            return True
+        return not who.gids.isdisjoint(settings.reader_gids)
 
     def _busy(self) -> Refusal:
         most = self.settings.max_subscribers
         return Refusal("busy", f"there are {self._active} subscribers; the limit is {most}")
 
-    def subscribe(self) -> Refusal | None:
+    def subscribe(self, who: Credentials) -> Refusal | None:
         """Count a connection as a subscriber; return why it cannot be one."""
         if self._active >= self.settings.max_subscribers:
             self._refused += 1
-            log.warning("refused a subscriber: there are %d", self._active)
+            log.warning("refused a subscriber, %s: there are %d", who, self._active)
             return self._busy()
         self._active += 1
         self._accepted += 1
@@ -177,7 +196,9 @@ class Subscribers:
         except PeerStalled:
             self._stalled += 1
             log.warning(
-                "closed a subscriber that read nothing for %g s", self.settings.stall_timeout_s
+                "closed a subscriber, %s, that read nothing for %g s",
+                subscriber.peer.credentials(),
+                self.settings.stall_timeout_s,
             )
         except PeerGone:
             pass
@@ -255,7 +276,7 @@ class _Subscriber:
                 await self.server.http.serve(self.peer, answer.data)
                 return
             if isinstance(answer, Request):
-                refusal = None if self.counted else self.server.subscribe()
+                refusal = None if self.counted else self.server.subscribe(self.peer.credentials())
                 if refusal is None:
                     self.counted = True
                     refusal = await self._stream(answer)

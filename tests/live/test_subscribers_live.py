@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import pytest
 import trio
 import trio.testing
-from attrs import define
+from attrs import define, evolve
 
 from hypermux.config.settings import JournalSettings, SocketSettings
 from hypermux.core.recording import Encoder
@@ -160,6 +160,7 @@ class Server:
     horizon: Horizon
     path: Path
     lines: list[bytes]
+    subscribers: Subscribers
 
     async def grow(self, count: int, size: int = 0) -> None:
         first = self.journal.next_seq
@@ -207,19 +208,15 @@ async def serving(folder: Path, **changes: Any) -> AsyncIterator[Server]:
         return resolve_cursor(cursor, journal.epochs, horizon.position.seq + 1)
 
     async with trio.open_nursery() as nursery:
-
-        async def serve(task_status: trio.TaskStatus[None]) -> None:
-            server = Subscribers(
-                settings,
-                horizon,
-                lambda after: JournalReader(journal.directory, storage, after=after),
-                resolve=resolve,
-                run_sync=in_thread(trio.CapacityLimiter(4)),
-            )
-            await server.run(task_status=task_status)
-
-        await nursery.start(serve)
-        yield Server(journal, horizon, settings.path, [])
+        server = Subscribers(
+            settings,
+            horizon,
+            lambda after: JournalReader(journal.directory, storage, after=after),
+            resolve=resolve,
+            run_sync=in_thread(trio.CapacityLimiter(4)),
+        )
+        await nursery.start(lambda *, task_status: server.run(task_status=task_status))
+        yield Server(journal, horizon, settings.path, [], server)
         horizon.end()
         nursery.cancel_scope.deadline = trio.current_time() + 5
     assert not nursery.cancel_scope.cancelled_caught
@@ -342,27 +339,123 @@ async def test_the_console_prints_to_the_end(folder: Path) -> None:
 
 _CONNECT = """
 import os, socket, sys
-os.setgroups([])
-os.setgid(65534)
-os.setuid(65534)
+path, uid, gid, *groups = sys.argv[1:]
+os.setgroups([int(group) for group in groups])
+os.setgid(int(gid))
+os.setuid(int(uid))
 s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
+try:
+    s.connect(path)
+    s.sendall(b"{}\\n")
+except BrokenPipeError:
+    pass
+except OSError as error:
+    sys.exit(error.strerror)
 print(s.makefile().readline(), end="")
 """
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+OTHER = 54321  # a user and groups that nobody has
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-async def test_other_users_are_refused(folder: Path) -> None:
+async def heard(path: Path, uid: int, gid: int, *groups: int) -> str:
+    """Connect as somebody else; return the first line, or why there is none."""
+    command = [sys.executable, "-S", "-c", _CONNECT, path, uid, gid, *groups]
+    with trio.fail_after(20):
+        done = await trio.run_process(
+            [str(part) for part in command], capture_stdout=True, capture_stderr=True, check=False
+        )
+    return (done.stdout or done.stderr).decode()
+
+
+@only_root
+async def test_other_users_are_refused(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     await trio.Path(folder).chmod(0o755)
     await trio.Path(folder / "run").mkdir(mode=0o755)
     async with serving(folder, mode=0o666) as server:
-        with trio.fail_after(20):
-            done = await trio.run_process(
-                [sys.executable, "-S", "-c", _CONNECT, str(server.path)],
-                capture_stdout=True,
-            )
-        refusal = json.loads(done.stdout)
+        refusal = json.loads(await heard(server.path, OTHER, OTHER, OTHER + 1))
         assert (refusal["kind"], refusal["cause"]) == ("error", "denied")
+    assert f"refused a connection of uid {OTHER} (pid " in caplog.text
+    assert f"groups {OTHER}, {OTHER + 1}: not allowed to read" in caplog.text
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("allowed", "who"),
+    [
+        ({"mode": 0o666, "allow_uids": (OTHER,)}, (OTHER, OTHER)),
+        ({"mode": 0o666, "allow_gids": (OTHER,)}, (1, OTHER)),
+        ({"mode": 0o666, "allow_gids": (OTHER,)}, (1, 1, 2, OTHER)),
+        ({"mode": 0o660, "group": OTHER}, (1, 1, 2, OTHER)),
+    ],
+)
+async def test_who_is_named_may_read(
+    folder: Path,
+    allowed: dict[str, Any],
+    who: tuple[int, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG", "hypermux")
+    await trio.Path(folder).chmod(0o711)
+    async with serving(folder, **allowed) as server:
+        # The directory was made by the service: without more than its mode nobody got here.
+        line = await heard(server.path, *who)
+        assert '"subscribed"' in line, line
+        assert f"a connection of uid {who[0]} (pid " in caplog.text
+        caplog.clear()
+        stranger = await heard(server.path, OTHER + 2, OTHER + 2)
+        assert "denied" in stranger or "Permission denied" in stranger
+
+
+@only_root
+async def test_who_may_read_changes_while_it_runs(folder: Path) -> None:
+    await trio.Path(folder).chmod(0o711)
+    async with serving(folder) as server:
+        assert "Permission denied" in await heard(server.path, OTHER, OTHER)
+        settings = server.subscribers.settings
+        server.subscribers.change(evolve(settings, mode=0o666, allow_uids=(OTHER,)))
+        assert '"subscribed"' in await heard(server.path, OTHER, OTHER)
+        server.subscribers.change(evolve(settings, mode=0o660, group=OTHER))
+        assert '"subscribed"' in await heard(server.path, 1, 1, OTHER)
+        assert "Permission denied" in await heard(server.path, 1, 1)
+        server.subscribers.change(settings)
+        assert "Permission denied" in await heard(server.path, 1, 1, OTHER)
+
+
+@only_root
+class TestPassingTheDirectory:
+    """The socket's mode is no use to whom its directory keeps out."""
+
+    def test_one_of_its_own_is_opened(self, folder: Path) -> None:
+        path = folder / "run" / "h.sock"
+        sockets.bind(path, 0o600).close()  # an earlier run
+        bound = sockets.bind(path, 0o660, OTHER)
+        for file, mode in ((path, 0o660), (path.parent, 0o750)):
+            info = file.stat()
+            assert (stat.S_IMODE(info.st_mode), info.st_gid) == (mode, OTHER)
+        bound.permit(0o666, None)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        assert path.stat().st_gid == os.getegid()
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o751
+        bound.close()
+
+    def test_one_that_holds_more_is_left_and_told(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (folder / "secret").touch()
+        for mode, gid, advice in (
+            (0o660, OTHER, f"chgrp {OTHER} {folder}; chmod g+x {folder}"),
+            (0o666, None, f"chmod go+x {folder}"),
+        ):
+            caplog.clear()
+            sockets.bind(folder / "h.sock", mode, gid).close()
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            assert f"type `{advice}`" in caplog.text
+            for command in advice.split("; "):
+                subprocess.run(command.split(), check=True)
+            caplog.clear()
+            sockets.bind(folder / "h.sock", mode, gid).close()
+            assert not caplog.text
+            folder.chmod(0o700)
 
 
 def test_a_killed_servers_socket_is_taken_over(folder: Path) -> None:

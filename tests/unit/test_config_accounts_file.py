@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 from math import inf
 from pathlib import Path
 
@@ -49,6 +51,35 @@ def only(tmp_path: Path, text: str, mode: int = 0o600) -> str:
     found = problems(tmp_path, text, mode)
     assert len(found) == 1, found
     return found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("", 0o600),
+        ("group = 0", 0o660),
+        ("allow_uids = [1]", 0o666),
+        ("allow_gids = [1]\ngroup = 0", 0o666),
+        ("group = 0\nmode = '0666'", 0o666),
+    ],
+)
+def test_the_sockets_mode_lets_in_who_may_read(tmp_path: Path, text: str, mode: int) -> None:
+    assert load(tmp_path, f"[socket]\n{text}").socket.mode == mode
+
+
+def test_who_may_read_is_named_or_numbered(tmp_path: Path) -> None:
+    user, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
+    socket = load(
+        tmp_path,
+        f"[socket]\nallow_uids = ['{user}', 7]\nallow_gids = [8, '{group}']\ngroup = 9",
+    ).socket
+    assert (socket.allow_uids, socket.allow_gids, socket.group) == ((0, 7), (8, 0), 9)
+    assert socket.reader_gids == {8, 0, 9}
+
+
+def test_a_mode_that_lets_nobody_in_is_said(tmp_path: Path) -> None:
+    (warning, *_) = load(tmp_path, "[socket]\nmode = '0660'").warnings
+    assert "socket.mode alone lets nobody in" in warning
 
 
 # The example
@@ -133,6 +164,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         keep_free = "0B"
         [socket]
         path = "s.sock"
+        group = 0
         mode = "0660"
         """,
     )
@@ -476,7 +508,14 @@ def test_one_line_wrong_in_a_docker_account(tmp_path: Path, line: str, problem: 
         ("[journal]\nfsync = 'always'", 'journal.fsync: is none of "commit"'),
         ("[journal]\nfsync = true", 'journal.fsync: has no unit: write "1s"'),
         ("[http]\n", "http: is not a known table or key"),
-        ("[socket]\nallow_uids = []", "socket.allow_uids: is not a known key"),
+        ("[socket]\nallow_users = []", "socket.allow_users: is not a known key"),
+        ("[socket]\nallow_uids = ['no-such-user']", "socket.allow_uids[0]: is not a user"),
+        ("[socket]\nallow_uids = ['0']", "socket.allow_uids[0]: is not a user of this system: wr"),
+        ("[socket]\nallow_gids = [-1]", "socket.allow_gids[0]: is not the number of a group"),
+        ("[socket]\ngroup = 4294967295", "socket.group: is not the number of a group"),
+        ("[socket]\ngroup = true", "socket.group: is not text"),
+        ("[socket]\ngroup = 0\nmode = '0600'", "socket.mode: keeps socket.group out: write"),
+        ("[socket]\nallow_uids = [1]\nmode = '0660'", "socket.mode: keeps out whom"),
         ("[socket]\nmode = 0o600", 'socket.mode: is not a mode: write "0600"'),
         ("[socket]\nmode = '0060'", "socket.mode: keeps the owner out"),
         (f"[socket]\npath = '/{'x' * 107}'", "socket.path: is longer than the 107 bytes"),

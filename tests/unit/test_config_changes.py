@@ -134,6 +134,9 @@ def test_changed_sources(change: dict[str, Any], reconnects: bool, renews: bool)
             'log.format = "json" (was "auto")'),
         ({"socket": SocketSettings(Path("/run/s"), max_subscribers=5)},
             "socket.max_subscribers = 5 (was 1000)"),
+        ({"socket": SocketSettings(Path("/run/s"), 0o666, group=7, allow_uids=(1, 2))},
+            'socket.mode = "0666" (was "0600"); socket.group = 7 (was none); '
+            "socket.allow_uids = [1, 2] (was [])"),
     ],
 )  # fmt: skip
 def test_settings_that_count_at_once(change: dict[str, Any], sentence: str) -> None:
@@ -156,9 +159,8 @@ def test_an_accounts_own_limits_count_at_once() -> None:
     [
         ({"state_dir": Path("/new")}, 'state_dir stays "/state": "/new" takes a restart'),
         (
-            {"socket": SocketSettings(Path("/new"), 0o660)},
-            'socket.path stays "/run/s": "/new" takes a restart; '
-            'socket.mode stays "0600": "0660" takes a restart',
+            {"socket": SocketSettings(Path("/new"))},
+            'socket.path stays "/run/s": "/new" takes a restart',
         ),
         ({"merge": MergeSettings(1.0)}, 'merge.max_hold stays "2s": "1s" takes a restart'),
         ({"buffer": BufferSettings(1 << 20)}, 'buffer.size stays "64MiB": "1MiB" takes a restart'),
