@@ -10,6 +10,8 @@ The rooms, from the bottom up. A room imports only from the rooms before it
   they meet only in the sequencer's inbox.
 - `emulator`: a local API router to test against; shares nothing with the client but `core.filters`.
 - `service`: the composition root.
+- `client`: reading the stream from a program: one file that may be copied elsewhere, so that it
+  imports nothing from here.
 - `cli`: the commands.
 """
 

@@ -2,112 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripted import (
+    NS,
+    RAW,
+    Service,
+    Start,
+    end,
+    record,
+    services,
+    short_folder,
+    subscribed,
+    unheard,
+)
 
-from hypermux.core.recording import Encoder
 from hypermux.downstream.follow import Stream, follow
-from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Unreachable, UsageFault
-from hypermux.model.records import Checkpoint, Event, Gap, Item
+from hypermux.model.records import Checkpoint, Gap
 
 pytestmark = pytest.mark.live
-
-NS = 1476375774255155116
-RAW = b'{"Type":"container","Action":"start","Actor":{"ID":"f2","Attributes":{"name":"web"}}}'
-
-
-def record(seq: int, item: Item | Checkpoint | None = None) -> bytes:
-    return Encoder().encode(
-        seq,
-        item or Event(RAW, NS, "timeNano"),
-        source=SourceId("prod", "us-west-1"),
-        at_ns=NS,
-        received_ns=NS,
-    )
-
-
-def subscribed(cursor: str) -> bytes:
-    return b'{"kind":"subscribed","mode":"replay","cursor":"%s"}\n' % cursor.encode()
-
-
-def end(cursor: str) -> bytes:
-    return b'{"kind":"end","cursor":"%s"}\n' % cursor.encode()
-
-
-def unheard(_: str) -> None:
-    """Take a notice that a test does not look at."""
-
-
-class Service:
-    """A service that answers each connection by a script of bytes, and keeps the requests."""
-
-    def __init__(self, path: Path, *answers: list[bytes], hold: bool = False) -> None:
-        self.path = path
-        self.requests: list[dict[str, Any]] = []
-        self._hold = hold
-        self._answers = answers
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.bind(str(path))
-        self._sock.listen()
-        self._released = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        for pieces in self._answers:
-            connection, _ = self._sock.accept()
-            with connection, connection.makefile("rb") as lines:
-                self.requests.append(json.loads(lines.readline()))
-                with contextlib.suppress(ConnectionError):
-                    for piece in pieces:
-                        connection.sendall(piece)
-                if self._hold:
-                    self._released.wait(30)
-
-    def close(self) -> None:
-        self._released.set()
-        self._thread.join(30)
-        self._sock.close()
-        self.path.unlink(missing_ok=True)
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hm-"))
-    yield path
-    shutil.rmtree(path)
-
-
-Start = Callable[..., Service]
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
-    services: list[Service] = []
-
-    def begin(*answers: list[bytes], hold: bool = False) -> Service:
-        services.append(Service(folder / "h.sock", *answers, hold=hold))
-        return services[-1]
-
-    yield begin
-    for service in services:
-        service.close()
+    with services(folder) as begin:
+        yield begin
 
 
 def tail(path: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
