@@ -152,6 +152,8 @@ def _remark(status: Status, source: SourceStatus) -> str:
     parts = []
     if source.events.lost:
         parts.append(f"{source.events.lost} events lost")
+    if source.internal_faults:
+        parts.append(f"{source.internal_faults} faults of hypermux itself: see its log")
     if source.tls == "unverified":
         parts.append("certificate not verified")
     if source.signing_offset_seconds:

@@ -158,7 +158,17 @@ class Lifecycle:
 
     def stopped(self, now: float) -> None:
         """The end."""
+        self._credit_health(now)
         self._enter(State.STOPPED, now)
+
+    def anew(self, now: float) -> Lifecycle:
+        """Return one for the same source, which begins now and knows how often this one failed."""
+        self._credit_health(now)
+        begun = Lifecycle(
+            min_s=self._min_s, max_s=self._max_s, reset_after_s=self._reset_after_s, rng=self._rng
+        )
+        begun.since_s, begun.attempt = now, self.attempt
+        return begun
 
     def healthy_at(self) -> float | None:
         """Return when a connection that is proving itself will count as healthy, else None."""

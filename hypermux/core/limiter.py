@@ -150,6 +150,12 @@ class Allocator:
             place.held -= 1
         self._turns.released(self._account_lines[source.account], line.slots)
 
+    def dismiss(self, source: SourceId) -> None:
+        """Have a source neither wait nor hold a slot any longer, whatever it did before."""
+        self.withdraw(source)
+        while source in self._holding:
+            self.release(source)
+
     def contested(self, source: SourceId) -> bool:
         """Say whether the slot of `source`, given back, would go to another that holds none."""
         holding = self._holding.get(source)

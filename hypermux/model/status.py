@@ -20,8 +20,9 @@ class Counts:
     At all times received + synthetic = recorded + duplicate + filtered + lost + in_flight.
     `received` are all messages that came, `synthetic` what an engine's containers implied.
     `recorded` are in the journal, `unparsed` of them as text; `duplicate` came twice, over two
-    connections; `filtered` are left out by `exclude_events`; `lost` found the buffer full, and are
-    in a gap. Of `redacted` ones, which are among all of these, `redact` took out a part.
+    connections; `filtered` are left out by `exclude_events`; `lost` found the buffer full, or
+    a fault of hypermux in their way, and are in a gap. Of `redacted` ones, which are among all of
+    these, `redact` took out a part.
     """
 
     received: int = 0
@@ -65,6 +66,7 @@ class SourceStatus:
     anything was. `offset_seconds` is what its times are moved by to order them, `lag_seconds` how
     long after its own time the newest event was received. `signing_offset_seconds` is what is added
     to our clock for its signatures, `key_trouble` why its key could not be read or renewed.
+    `internal_faults` are hypermux's own since it started, each of which ended a connection.
     """
 
     account: str
@@ -87,6 +89,7 @@ class SourceStatus:
     key_trouble: str | None = None
     events: Counts = Counts()
     gaps: Gaps = Gaps()
+    internal_faults: int = 0
     last_failure: LastFailure | None = None
 
 
@@ -160,7 +163,10 @@ class ReloadStatus:
 
 @frozen(kw_only=True)
 class Status:
-    """A whole service. `states` counts its sources by their state."""
+    """A whole service. `states` counts its sources by their state.
+
+    `internal_faults` are all that its sources had since it started, removed ones too.
+    """
 
     format: int
     version: str
@@ -176,3 +182,4 @@ class Status:
     limits: LimitStatus
     last_reload: ReloadStatus | None
     sources: tuple[SourceStatus, ...]
+    internal_faults: int = 0

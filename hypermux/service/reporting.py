@@ -91,6 +91,7 @@ def report(
         limits=_limits(settings, supervisor),
         last_reload=last_reload,
         sources=tuple(sources),
+        internal_faults=supervisor.internal_faults,
     )
 
 

@@ -53,8 +53,9 @@ OVERTAKEN_S = 1.0
 class Connection:
     """The task of one source. `outage` is what the journal knew when it began.
 
-    `ending` is the cause, and one plain sentence, that a source that is up is told down with when
-    the task is cancelled. `next_try_s` is when a pause ends, monotonic seconds.
+    `pause_s` is how long it waits before its first dial, when the lifecycle it is given is in a
+    pause. `ending` is the cause, and one plain sentence, that a source that is up is told down with
+    when the task is cancelled. `next_try_s` is when a pause ends, monotonic seconds.
     """
 
     source: Source
@@ -70,6 +71,7 @@ class Connection:
     utc_ns: Callable[[], int]
     corrections: Corrections = field(factory=Corrections)
     counters: Counters = field(factory=Counters)
+    pause_s: float = 0.0
     link: Link | None = None
     teller: Teller = field(init=False)
     quiet: Quiet = field(init=False)
@@ -93,26 +95,57 @@ class Connection:
         )
 
     async def run(self) -> None:
-        """Keep the source connected until cancelled."""
-        rank = Rank.NEW
+        """Keep the source connected until cancelled.
+
+        Raises whatever a fault of ours raises: then `faulted` is to be called.
+        """
         self.teller.begin()
         try:
-            while True:
-                await self.gate.permit(self.source.id, self._address, rank)
-                try:
-                    link = await self._connected()
-                    # The limiter hears of a refusal before the slot goes to the next in line.
-                    delay_s, rank = self._judged(link)
-                    # What was asked of this one is not asked of the next.
-                    self._parted, self._parting = None, trio.Event()
-                finally:
-                    self.gate.release(self.source.id)
-                if await self._pause(delay_s):
-                    self.lifecycle.mended(trio.current_time())
-                else:
-                    self.lifecycle.waiting(trio.current_time())
-        finally:
+            await self._keep_connected()
+        except Exception:
+            raise
+        except BaseException:  # cancelled
             self._stopped()
+            raise
+
+    async def _keep_connected(self) -> None:
+        rank = Rank.NEW
+        if self.pause_s:
+            rank = Rank.LOST
+            await self._pause(self.pause_s)
+        while True:
+            await self.gate.permit(self.source.id, self._address, rank)
+            try:
+                link = await self._connected()
+                # The limiter hears of a refusal before the slot goes to the next in line.
+                delay_s, rank = self._judged(link)
+                # What was asked of this one is not asked of the next.
+                self._parted, self._parting = None, trio.Event()
+            finally:
+                self.gate.release(self.source.id)
+            await self._pause(delay_s)
+
+    def faulted(self) -> tuple[Lifecycle, float]:
+        """Tell that a fault of ours has ended the task.
+
+        Returns the lifecycle of the next one, and the seconds that it is to pause first.
+        """
+        judgement, failure = self._judge.fault()
+        link, succession = self.link, self.incoming.succession
+        if link is not None:
+            # What it did to what came last nobody knows: what was heard before is certain.
+            link.failure = failure
+            try:
+                self._hand_on_held()
+            except Exception:
+                log.exception("%s: internal error", self.source.id)
+                if succession is not None and succession.new.accepted is not None:
+                    link.heard_ns = min(link.heard_ns, succession.new.opened_ns)
+        self.teller.down(link, judgement)
+        self.observer.failed(self.source, judgement, failure)
+        now = trio.current_time()
+        lifecycle = self.lifecycle.anew(now)
+        return lifecycle, lifecycle.failed(judgement, now).delay_s
 
     def renew(self) -> None:
         """Use the credential as it is now: in a new link that takes the open one's place.
@@ -164,13 +197,16 @@ class Connection:
         self.lifecycle.retime(pauses.min_s, pauses.max_s, pauses.reset_after_s)
         self.rotation.retime(settings.rotate_after_s, pauses.min_s, pauses.max_s)
 
-    async def _pause(self, delay_s: float) -> bool:
-        """Wait; returns whether it was cut short by `renew`."""
+    async def _pause(self, delay_s: float) -> None:
+        """Wait to the end of a pause, or until `renew` cuts it short."""
         until_s = self.next_try_s = trio.current_time() + delay_s
         while trio.current_time() < until_s and not self._hurried:
             await self._wait_for_change(until_s)
         self.next_try_s = None
-        return self._hurried
+        if self._hurried:
+            self.lifecycle.mended(trio.current_time())
+        else:
+            self.lifecycle.waiting(trio.current_time())
 
     async def _wait_for_change(self, until_s: float = inf) -> None:
         self._changed = trio.Event()
@@ -396,12 +432,15 @@ class Connection:
 
     def _stopped(self) -> None:
         """Record the end: a source that was up is down from now, by our own doing."""
-        if (succession := self.incoming.succession) is not None:
-            # What was held is received, and goes on like anything else that was.
-            self.incoming.old_ended(succession, trio.current_time())
+        self._hand_on_held()
         if self.link is not None:  # otherwise it was never up
             self.teller.drained(self.link, *self.ending)
         self.lifecycle.stopped(trio.current_time())
+
+    def _hand_on_held(self) -> None:
+        """What a succession held is received, and goes on like anything else that was."""
+        if (succession := self.incoming.succession) is not None:
+            self.incoming.old_ended(succession, trio.current_time())
 
     # Owner: what links tell, in plain calls.
 

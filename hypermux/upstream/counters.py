@@ -31,6 +31,7 @@ class Counters:
     duplicate: int = 0
     synthetic: int = 0
     redacted: int = 0
+    faults: int = 0  # of hypermux itself
     event_ns: int | None = None
     lag_ns: int | None = None
     heard_ns: int | None = None

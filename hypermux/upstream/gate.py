@@ -41,11 +41,11 @@ class Gate:
         Cancelled while waiting, it holds no more than before.
         """
         granted = self._waiting[source] = trio.Event()
-        self.allocator.request(source, address, rank, trio.current_time(), handover=handover)
-        self._grant()
         try:
+            self.allocator.request(source, address, rank, trio.current_time(), handover=handover)
+            self._grant()
             await granted.wait()
-        except trio.Cancelled:
+        except BaseException:  # cancelled, or a fault of ours
             if granted.is_set():
                 if not handover:
                     self.release(source)
@@ -57,6 +57,12 @@ class Gate:
     def release(self, source: SourceId) -> None:
         """Give the slot of `source` back; who waits for it is woken at once."""
         self.allocator.release(source)
+        self._grant()
+
+    def dismiss(self, source: SourceId) -> None:
+        """Take back all that a source waits for or holds: its task has ended by a fault of ours."""
+        self._waiting.pop(source, None)
+        self.allocator.dismiss(source)
         self._grant()
 
     def contested(self, source: SourceId) -> bool:

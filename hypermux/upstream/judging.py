@@ -15,11 +15,11 @@ from attrs import define
 from hypermux.config.settings import Source
 from hypermux.core.correction import Corrections
 from hypermux.core.verdicts import Judgement, Verdict, judge
-from hypermux.model.errors import Failure
+from hypermux.model.errors import Failure, FailureKind
 from hypermux.upstream.counters import Counters, Fall
 from hypermux.upstream.dialing import trust_of
 from hypermux.upstream.gate import Gate
-from hypermux.upstream.link import Keys, Link
+from hypermux.upstream.link import FAULT_TEXT, Keys, Link
 from hypermux.upstream.telling import Teller
 from hypermux.upstream.transport import PROVEN, Opened
 
@@ -49,6 +49,15 @@ class Judge:
             opened=link.accepted is not None,
         )
         self.counters.fall = Fall(self.teller.clock.now_ns(), judgement)
+        self.counters.faults += failure.kind is FailureKind.INTERNAL
+        return judgement, failure
+
+    def fault(self) -> tuple[Judgement, Failure]:
+        """Return what it means that a fault of ours has ended the source's task."""
+        failure = Failure(FailureKind.INTERNAL, FAULT_TEXT)
+        judgement = judge(failure, secure=False, now_utc_ns=self.utc_ns())
+        self.counters.fall = Fall(self.teller.clock.now_ns(), judgement)
+        self.counters.faults += 1
         return judgement, failure
 
     def heed(

@@ -21,6 +21,10 @@ from hypermux.upstream.transport import Control, Listener, Opened
 log = logging.getLogger("hypermux.connection")
 
 
+# Of a fault of ours, which may hold anything, nothing else is told in the stream.
+FAULT_TEXT = "its log has the details"
+
+
 class Keys(Protocol):
     """Where a source's credential comes from."""
 
@@ -135,7 +139,7 @@ class Link:
         except Exception:
             # One source's fault must not end the others; it is told like any other failure.
             log.exception("%s: internal error", self.source.id)
-            return Failure(FailureKind.INTERNAL, "its log has the details")
+            return Failure(FailureKind.INTERNAL, FAULT_TEXT)
         return Failure(FailureKind.EOF, "the stream ended")
 
     @property

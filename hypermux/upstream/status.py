@@ -14,7 +14,7 @@ from hypermux.core.lifecycle import State
 from hypermux.core.recording import rfc3339
 from hypermux.model.status import Counts, Gaps, LastFailure, SourceStatus
 from hypermux.upstream.connection import Connection
-from hypermux.upstream.counters import Fall
+from hypermux.upstream.counters import Counters, Fall
 
 
 @frozen
@@ -36,7 +36,7 @@ def source_status(connection: Connection, flow: Flow, now_s: float) -> SourceSta
     up = link is not None and link.open
     quiet = up and connection.quiet.quiet
     waits = lifecycle.state is State.WAITING
-    counters, share = connection.counters, flow.share
+    counters, share, held = connection.counters, flow.share, connection.incoming.held
     fall = counters.fall
     due_s = connection.rotation.due_s if up else inf
     return SourceStatus(
@@ -65,13 +65,22 @@ def source_status(connection: Connection, flow: Flow, now_s: float) -> SourceSta
             duplicate=counters.duplicate,
             filtered=counters.filtered,
             redacted=counters.redacted,
-            lost=share.lost,
-            in_flight=share.in_flight + connection.incoming.held,
+            lost=share.lost + _swallowed(counters, share, held),
+            in_flight=share.in_flight + held,
             unparsed=share.recorded.unparsed,
         ),
         gaps=Gaps(count=share.recorded.gaps, total_seconds=share.recorded.gap_ns / 1e9),
+        internal_faults=counters.faults,
         last_failure=None if fall is None else _last_failure(fall),
     )
+
+
+def _swallowed(counters: Counters, share: Share, held: int) -> int:
+    """Return how many events came and went no further: a fault of ours was in their way."""
+    if not counters.faults:
+        return 0
+    came = counters.received + counters.synthetic - counters.duplicate - counters.filtered
+    return max(0, came - held - share.received)
 
 
 def _last_failure(fall: Fall) -> LastFailure:

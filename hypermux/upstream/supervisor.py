@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 
@@ -17,6 +18,7 @@ from hypermux.core.lifecycle import Lifecycle
 from hypermux.core.recollection import Recollection
 from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Credential, SourceId
+from hypermux.model.errors import ConnectionFailed
 from hypermux.model.status import SourceStatus
 from hypermux.upstream.aside import Asides
 from hypermux.upstream.connection import Connection
@@ -33,6 +35,8 @@ from hypermux.upstream.status import Flow, source_status
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Dialer, Listener
 from hypermux.upstream.websocket import stream_websocket
+
+log = logging.getLogger("hypermux.connection")
 
 
 @define(eq=False)
@@ -77,18 +81,26 @@ class Transports:
         sign_offset_s: float,
     ) -> None:
         dialer = self._paced(source)
+        memory = self.memories[source.id]
         keeper = Keeper(
             source=source,
-            memory=self.memories[source.id],
+            memory=memory,
             aside=Asides(source, self.gate, dialer),
             reading=reading(source),
             now_ns=self.clock.now_ns,
             rng=self.rng,
             max_message_size=self.settings.max_message_size,
         )
-        await stream_docker(
-            source, dialer=dialer, listener=listener, settings=self.settings, keeper=keeper
-        )
+        try:
+            await stream_docker(
+                source, dialer=dialer, listener=listener, settings=self.settings, keeper=keeper
+            )
+        except (ConnectionFailed, trio.Cancelled):
+            raise
+        except BaseException:
+            # A fault of ours: what was remembered as handed on may not have been.
+            memory.recollection = Recollection()
+            raise
 
     def _paced(self, source: Source) -> Dialer:
         return PacedDialer(self.dialer, self.gate.pace, source.id.account)
@@ -163,6 +175,11 @@ class Supervisor:
             if connection is not None and not self._tended[name].removed:
                 yield source_status(connection, flow(name), trio.current_time())
 
+    @property
+    def internal_faults(self) -> int:
+        """How often a fault of hypermux ended a connection."""
+        return sum(counters.faults for counters in self._counters.values())
+
     def apply(self, changes: Changes) -> None:
         """Go over to another configuration, all at once: nothing here waits.
 
@@ -229,7 +246,7 @@ class Supervisor:
             Recollection() if recollection is None else recollection.copy(), begun.from_ns
         )
         self._tended[source.id] = _Tended(source)
-        self.connections[source.id] = self._connection(source, begun)
+        self.connections[source.id] = self._connection(source, begun, self._lifecycle())
         self._nursery.start_soon(self._tend, source.id, name=f"source {source.id}")
 
     def _end(self, name: SourceId) -> None:
@@ -237,30 +254,46 @@ class Supervisor:
         self._tended[name].scope.cancel()
 
     async def _tend(self, name: SourceId) -> None:
-        """Run a source, anew whenever a reload ended it, until one removed it."""
+        """Run a source until a reload removes it; anew whenever one, or a fault of ours, ends it.
+
+        A fault costs that source a backoff and a gap, and no other source anything.
+        """
         tended = self._tended[name]
         while True:
-            with tended.scope:
-                await self.connections[name].run()
-            teller = self.connections[name].teller
+            before = self.connections[name]
+            pause: tuple[Lifecycle, float] | None = None
+            try:
+                with tended.scope:
+                    await before.run()
+            except* Exception:
+                log.exception("%s: internal error: it is begun anew", name)
+                self.gate.dismiss(name)
+                pause = before.faulted()
             if tended.removed:
-                teller.forget("the source is no longer configured")
+                before.teller.forget("the source is no longer configured")
                 del self._tended[name], self.connections[name], self._transports.memories[name]
                 return
-            assert teller.outage is not None  # it has ended
-            outage = evolve(teller.outage, recorded=True)
-            self.connections[name] = self._connection(tended.source, outage)
+            assert before.teller.outage is not None  # it has ended
+            outage = evolve(before.teller.outage, recorded=True)
+            lifecycle, pause_s = pause or (self._lifecycle(), 0.0)
+            self.connections[name] = self._connection(tended.source, outage, lifecycle, pause_s)
             tended.scope = trio.CancelScope()
 
-    def _connection(self, source: Source, outage: Outage) -> Connection:
-        timings = self.settings.connection
+    def _lifecycle(self) -> Lifecycle:
+        timings = self.settings.connection.backoff
         lifecycle = Lifecycle(
-            min_s=timings.backoff.min_s,
-            max_s=timings.backoff.max_s,
-            reset_after_s=timings.backoff.reset_after_s,
+            min_s=timings.min_s,
+            max_s=timings.max_s,
+            reset_after_s=timings.reset_after_s,
             rng=self.rng,
         )
         lifecycle.since_s = trio.current_time()
+        return lifecycle
+
+    def _connection(
+        self, source: Source, outage: Outage, lifecycle: Lifecycle, pause_s: float = 0.0
+    ) -> Connection:
+        timings = self.settings.connection
         rotation = Rotation(
             timings.rotate_after_s,
             min_s=timings.backoff.min_s,
@@ -281,6 +314,7 @@ class Supervisor:
             utc_ns=self.utc_ns,
             corrections=self.corrections,
             counters=self._counters.setdefault(source.id, Counters()),
+            pause_s=pause_s,
         )
 
     async def look_again(self) -> None:

@@ -59,8 +59,8 @@ class Teller:
         if self.outage is not None and not resumption.complete:
             items.append(Gap(self.outage.from_ns, now_ns, self.outage.cause, "possible"))
         items.append(StateChange("up", _TRUST[opened.trust], anchor=resumption.anchor))
-        self.outage, self._told = None, None
         self.feed.deliver(items, now_ns)
+        self.outage, self._told = None, None
         self.feed.opened(None if opened.date_ns is None else now_ns - opened.date_ns)
 
     def recovered(self, items: list[Item], unsure_from_ns: int | None) -> None:
@@ -69,12 +69,14 @@ class Teller:
         gap = [] if unsure_from_ns is None else [Gap(unsure_from_ns, now_ns, "audit", "possible")]
         self._deliver([*items, *gap])
 
-    def down(self, link: Link, judgement: Judgement) -> None:
+    def down(self, link: Link | None, judgement: Judgement) -> None:
         """Tell that a link ended, or that an outage goes on for another reason.
 
-        `down` is recorded once for each new reason of an outage, not for every attempt.
+        `down` is recorded once for each new reason of an outage, not for every attempt. `link` is
+        None before there was one: then there is an outage.
         """
         if self.outage is None:
+            assert link is not None
             self._fall(link, judgement.cause)
         elif self.outage.cause in OUR_OWN:
             # What keeps it going is not what began it.

@@ -528,3 +528,19 @@ def test_other_times_count_from_now_on() -> None:
     life.opened(0.0)
     assert life.healthy_at() == 20.0
     assert life.failed(RETRY, 1.0).delay_s == 7.0
+
+
+def test_what_begins_behind_a_fault_knows_the_failures_before_it() -> None:
+    fault = judge(Failure(FailureKind.INTERNAL, "x"), secure=False, now_utc_ns=NOW)
+    first = Lifecycle(min_s=1.0, max_s=64.0, reset_after_s=60.0, rng=Random(1))
+    first.dialing(10.0)
+    first.failed(fault, 11.0)
+    second = first.anew(12.0)
+    assert (second.state, second.since_s, second.attempt) == (State.WAITING, 12.0, 1)
+    assert second.failed(fault, 13.0).state is State.BACKING_OFF
+    second.waiting(20.0)
+    second.dialing(21.0)
+    second.opened(22.0)
+    assert second.anew(81.0).attempt == 2
+    second.stopped(83.0)
+    assert second.anew(84.0).attempt == 0, "it had been healthy by its end"

@@ -361,3 +361,18 @@ def test_the_figures_that_the_promises_are_made_of() -> None:
         4,
     )
     assert [rank.value for rank in Rank] == [0, 1, 2, 3]
+
+
+def test_who_is_dismissed_neither_waits_nor_holds() -> None:
+    limiter = allocator(max_connections=2)
+    first, second, third = src("a/1"), src("a/2"), src("b/1")
+    for source in (first, first, second, third):
+        limiter.request(source, HOST, Rank.NEW, 100.0)
+        limiter.grant(100.0)
+    limiter.request(first, HOST, Rank.NEW, 100.0)
+    assert limiter.held == 2
+    limiter.dismiss(first)
+    assert limiter.why(first) == "does not wait"
+    assert sorted(limiter.grant(200.0)) == [second, third]
+    limiter.dismiss(first)
+    assert limiter.held == 2

@@ -102,6 +102,7 @@ async def test_garbage_and_slowness(autojump_clock: MockClock, tmp_path: Path) -
         assert trio.current_time() - begun == pytest.approx(REQUEST_S, abs=0.1)
 
 
+@pytest.mark.internal_faults
 async def test_a_fault_is_the_requests_alone(
     autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,9 @@ from hypermux.core.merging import Merger
 from hypermux.core.rates import Gcra
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.sequencer import Inbox
+from hypermux.model.errors import HypermuxError
 from hypermux.model.records import Event
+from hypermux.upstream.connection import Connection
 from hypermux.upstream.diverting import DivertingStream
 from hypermux.upstream.docker_memory import Keeper
 from hypermux.upstream.telling import Outage, Teller
@@ -114,7 +116,20 @@ def _never_audited(patch: Patch) -> None:
     patch.setattr(Keeper, "watch", watch)
 
 
+def _a_fault_that_is_survived(patch: Patch) -> None:
+    judged, count = Connection._judged, [0]
+
+    def failing(self: Connection, link: Any) -> Any:
+        count[0] += 1
+        if count[0] == 5:
+            raise HypermuxError("a source cannot go from here to there")
+        return judged(self, link)
+
+    patch.setattr(Connection, "_judged", failing)
+
+
 @pytest.mark.slow
+@pytest.mark.internal_faults
 @pytest.mark.parametrize(
     ("sabotage", "oracle"),
     [
@@ -132,6 +147,7 @@ def _never_audited(patch: Patch) -> None:
         (_hot, "denied"),
         (_miscounted, "counters"),
         (_never_audited, "audits"),
+        (_a_fault_that_is_survived, "logged"),
     ],
 )
 def test_a_broken_promise_is_found_out(monkeypatch: Patch, sabotage: Sabotage, oracle: str) -> None:

@@ -240,6 +240,7 @@ async def test_an_outage_that_the_journal_knows_is_not_told_twice(
     assert (played.tape.gaps[0].from_ns, played.tape.gaps[0].cause) == (900 * SECOND, "stopped")
 
 
+@pytest.mark.internal_faults
 async def test_our_own_fault_in_one_source_is_told_and_tried_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
