@@ -3,14 +3,18 @@
 A connection takes one request after the other, each answered before the next is looked at.
 Whatever is not HTTP gets a reply that says so, and is the connection's last. Bodies are read
 whole and small: nothing that is asked here needs more than a word.
+
+An answer is a `Reply`, all of it at hand, or `Streamed`: its body comes part by part (`begin`,
+`part`, `finish`), in chunks for HTTP/1.1, and for HTTP/1.0 until the connection closes. One that
+is not finished has no last chunk, so that its reader knows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import h11
@@ -28,13 +32,18 @@ IDLE_S = 90.0
 
 @frozen
 class HttpRequest:
-    """One request: `path` is decoded, `query` as sent; `who` is for a person to read."""
+    """One request: `path` is decoded, `query` as sent; `who` is for a person to read.
+
+    `headers` have their names in lower case, and the values of one name joined by `, `; all
+    together they are no longer than MAX_HEAD. One may hold a credential: they are not printed.
+    """
 
     method: str
     path: str
     query: str = ""
     body: bytes = b""
     who: str = ""
+    headers: Mapping[str, str] = field(repr=False, factory=dict)
 
 
 @frozen
@@ -59,6 +68,25 @@ class Reply:
         return cls(status, body, headers=shown)
 
 
+Send: TypeAlias = Callable[[bytes], Awaitable[None]]
+
+
+@frozen
+class Streamed:
+    """What a request is answered with that has no end yet.
+
+    `body` sends parts; what it sends is on its way when `send` returns. It is cancelled when the
+    peer has gone, whether or not there is something to send, and is not run for HEAD. `over` is
+    called once when all is done with, whatever became of it.
+    """
+
+    status: int
+    content_type: str
+    headers: tuple[tuple[str, str], ...]
+    body: Callable[[Send], Awaitable[None]]
+    over: Callable[[], None] = lambda: None
+
+
 @frozen
 class Ended:
     """The peer will ask nothing more."""
@@ -66,7 +94,6 @@ class Ended:
 
 # A Reply is for what was no request.
 Heard: TypeAlias = HttpRequest | Reply | Ended
-H = TypeVar("H")
 
 
 @define(eq=False)
@@ -74,8 +101,8 @@ class Exchange:
     """One connection's side of HTTP.
 
     Feed it bytes (`receive`), ask what came (`heard`, None: more bytes are needed), and answer
-    each request or reply that it gives with `answer` before asking again. `deadline_s` is when
-    to give up waiting for bytes (monotonic seconds).
+    each request or reply that it gives with `answer`, or with `begin`, `part` and `finish`, before
+    asking again. `deadline_s` is when to give up waiting for bytes (monotonic seconds).
     """
 
     who: str
@@ -128,7 +155,11 @@ class Exchange:
         except ValueError:
             return Reply.error(400, "the request's target is no URL")
         method = request.method.decode("ascii")
-        return HttpRequest(method, path, target.query, bytes(self._body), self.who)
+        headers: dict[str, str] = {}
+        for name, value in request.headers:
+            key, text = name.decode("ascii"), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        return HttpRequest(method, path, target.query, bytes(self._body), self.who, headers)
 
     @property
     def waits_for_continue(self) -> bool:
@@ -149,44 +180,43 @@ class Exchange:
 
     def answer(self, reply: Reply, now: float) -> tuple[bytes, bool]:
         """Return the bytes of `reply`, and whether the connection may take another request."""
+        length = ("Content-Length", str(len(reply.body)))
+        sent = self._head(reply.status, reply.content_type, (length, *reply.headers))
+        if reply.body and self.wants_body:
+            sent += self.part(reply.body)
+        last, more = self.finish(now)
+        return sent + last, more
+
+    def begin(self, streamed: Streamed) -> bytes:
+        """Return the head of an answer whose body comes in parts, if one is wanted."""
+        return self._head(streamed.status, streamed.content_type, streamed.headers)
+
+    @property
+    def wants_body(self) -> bool:
+        """Whether the answer under way has a body: not for HEAD."""
+        return self._request is None or self._request.method != b"HEAD"
+
+    def part(self, data: bytes) -> bytes:
+        """Return the bytes that carry `data`, a part of a body; not empty."""
+        return self._connection.send(h11.Data(data=data)) or b""
+
+    def finish(self, now: float) -> tuple[bytes, bool]:
+        """Return the bytes that end an answer, and whether there may be another request."""
         connection = self._connection
-        last = connection.their_state is not h11.DONE  # the rest of it will not be read
-        headers = [
-            ("Content-Type", reply.content_type),
-            ("Content-Length", str(len(reply.body))),
-            *reply.headers,
-        ]
-        if last:
-            headers.append(("Connection", "close"))
-        head = self._request is not None and self._request.method == b"HEAD"
-        reason = HTTPStatus(reply.status).phrase.encode()
-        events: list[h11.Event] = [
-            h11.Response(status_code=reply.status, reason=reason, headers=headers)
-        ]
-        if reply.body and not head:
-            events.append(h11.Data(data=reply.body))
-        events.append(h11.EndOfMessage())
-        sent = b"".join(connection.send(event) or b"" for event in events)
+        sent = connection.send(h11.EndOfMessage()) or b""
         self._request, self._body = None, bytearray()
         self._asked, self.deadline_s = False, now + IDLE_S
         if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
             return sent, False
         connection.start_next_cycle()
+        if connection.trailing_data[0]:  # a next request has begun already
+            self._asked, self.deadline_s = True, now + REQUEST_S
         return sent, True
 
-
-def route(request: HttpRequest, routes: Mapping[str, Mapping[str, H]]) -> H | Reply:
-    """Return what of `routes` (path, then method) answers `request`, or the reply that none does.
-
-    HEAD is asked of GET.
-    """
-    methods = routes.get(request.path)
-    if methods is None:
-        known = ", ".join(sorted(routes))
-        return Reply.error(404, f"there is no {request.path[:200]} here; there are {known}")
-    found = methods.get("GET" if request.method == "HEAD" else request.method)
-    if found is None:
-        allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
-        sentence = f"{request.path} takes {' and '.join(allowed)}"
-        return Reply.error(405, sentence, Allow=", ".join(allowed))
-    return found
+    def _head(self, status: int, content_type: str, more: tuple[tuple[str, str], ...]) -> bytes:
+        headers = [("Content-Type", content_type), *more]
+        if self._connection.their_state is not h11.DONE:  # the rest of it will not be read
+            headers.append(("Connection", "close"))
+        reason = HTTPStatus(status).phrase.encode()
+        response = h11.Response(status_code=status, reason=reason, headers=headers)
+        return self._connection.send(response) or b""

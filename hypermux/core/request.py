@@ -54,6 +54,11 @@ class Request:
             ) from None
         if not isinstance(given, dict):
             raise BadRequest("the request has to be one JSON object on one line")
+        return cls.of(given)
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Request:
+        """Read a request's keys and values, as JSON has them. Raises BadRequest."""
         for key in given:
             if key not in _KEYS:
                 raise BadRequest(f"{_quote(key)} is not a request key{_nearest(key, _KEYS)}")

@@ -1,25 +1,43 @@
-"""HTTP on the unix socket: one connection's requests, answered one by one.
+"""HTTP on a socket of ours: one connection's requests, answered one by one.
 
-The routes are a table, path then method; a handler is an async function from a request to its
-reply. Handlers get what they need from whoever makes the table.
+The routes are tables (`core.routes`); a handler is an async function from a request to its answer.
+Handlers get what they need from whoever makes the tables.
+
+While a body is streamed somebody else looks at the peer, because a stream that has nothing to say
+would not notice that nobody listens any more. What the peer sends meanwhile is the next request,
+and waits; a bounded part of it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 import trio
 from attrs import define, field
 
-from hypermux.core.http import Ended, Exchange, Heard, HttpRequest, Reply, route
-from hypermux.downstream.peer import LINGER_S, Peer
+from hypermux.core.http import (
+    MAX_BODY,
+    MAX_HEAD,
+    Ended,
+    Exchange,
+    Heard,
+    HttpRequest,
+    Reply,
+    Streamed,
+)
+from hypermux.core.routes import Table, route
+from hypermux.downstream.peer import LINGER_S, Peer, PeerGone, PeerStalled
 
 log = logging.getLogger("hypermux.http")
 
-Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Reply]]
-Routes: TypeAlias = Mapping[str, Mapping[str, Handler]]
+Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Reply | Streamed]]
+Routes: TypeAlias = Sequence[Table[Handler]]
+
+
+class _Broken(Exception):
+    """A body failed on its way: the peer is to see that it has not got all of it."""
 
 
 @define(eq=False)
@@ -42,9 +60,17 @@ class HttpServer:
             heard = await self._next(peer, exchange)
             if isinstance(heard, Ended):
                 return
-            reply = heard if isinstance(heard, Reply) else await self._answer(heard)
-            sent, more = exchange.answer(reply, trio.current_time())
-            await peer.send(sent, self.stall_timeout_s)
+            answer = heard if isinstance(heard, Reply) else await self._answer(heard)
+            if isinstance(answer, Streamed):
+                try:
+                    more = await self._stream(peer, exchange, answer)
+                except _Broken:
+                    return
+                finally:
+                    answer.over()
+            else:
+                sent, more = exchange.answer(answer, trio.current_time())
+                await peer.send(sent, self.stall_timeout_s)
         peer.finish()
         with trio.move_on_after(LINGER_S):
             while await peer.receive(None):
@@ -73,12 +99,63 @@ class HttpServer:
             exchange.receive(data, trio.current_time())
         return heard
 
-    async def _answer(self, request: HttpRequest) -> Reply:
-        handler = route(request, self.routes)
-        if isinstance(handler, Reply):
-            return handler
+    async def _answer(self, request: HttpRequest) -> Reply | Streamed:
+        found = route(request, self.routes)
+        if isinstance(found.answer, Reply):
+            return found.answer
         try:
-            return await handler(request)
+            return await found.answer(request)
         except Exception:  # whatever it is, it is this request's alone
             log.exception("%s %s failed", request.method, request.path)
-            return Reply.error(500, "a fault of hypermux; its log has more")
+            return found.error(500, "a fault of hypermux; its log has more")
+
+    async def _stream(self, peer: Peer, exchange: Exchange, streamed: Streamed) -> bool:
+        """Send an answer part by part; return whether there may be another request.
+
+        Raises PeerGone, PeerStalled and _Broken.
+        """
+        await peer.send(exchange.begin(streamed), self.stall_timeout_s)
+        if exchange.wants_body:
+            await self._send_body(peer, exchange, streamed)
+        sent, more = exchange.finish(trio.current_time())
+        await peer.send(sent, self.stall_timeout_s)
+        return more
+
+    async def _send_body(self, peer: Peer, exchange: Exchange, streamed: Streamed) -> None:
+        trouble: Exception | None = PeerGone()  # what it is when the watcher ends it
+
+        async def send(data: bytes) -> None:
+            if data:  # an empty chunk would be the last
+                await peer.send(exchange.part(data), self.stall_timeout_s)
+            await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, peer, exchange, nursery.cancel_scope)
+            try:
+                await streamed.body(send)
+                trouble = None
+            except (PeerGone, PeerStalled) as error:
+                trouble = error
+            except Exception:
+                log.exception("a streamed answer failed")
+                trouble = _Broken()
+            nursery.cancel_scope.cancel()
+        if trouble is not None:
+            raise trouble
+
+
+async def _watch(peer: Peer, exchange: Exchange, body: trio.CancelScope) -> None:
+    """Cancel `body` when the peer has gone; keep what it sends."""
+    held = 0
+    try:
+        while held < MAX_HEAD + MAX_BODY:
+            data = await peer.receive(None)
+            if data is not None:
+                exchange.receive(data, trio.current_time())
+                held += len(data)
+            if data == b"":
+                break
+        await peer.wait_gone()
+    except PeerGone:
+        pass
+    body.cancel()

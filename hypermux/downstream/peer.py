@@ -24,6 +24,9 @@ LINGER_S = 1.0
 # SO_PEERGROUPS, and room for the groups (four bytes each) that Python lets it have.
 _SO_PEERGROUPS = 59
 _GROUPS_SIZE = 1024
+# How often a peer that will send nothing more is looked at, to see whether it still listens.
+# Only needed while there is nothing to send to it.
+GONE_CHECK_S = 5.0
 # SIOCOUTQ: how much of what was sent the peer has not read yet.
 _SIOCOUTQ = 0x5411
 
@@ -132,6 +135,11 @@ class Peer:
         poll = select.poll()
         poll.register(self.sock, 0)
         return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+
+    async def wait_gone(self) -> None:
+        """Return when the peer listens no more, seen within GONE_CHECK_S."""
+        while not self.gone():  # noqa: ASYNC110 - the kernel has no event for it
+            await trio.sleep(GONE_CHECK_S)
 
     def close(self) -> None:
         """Close the socket, waking whoever waits on it."""

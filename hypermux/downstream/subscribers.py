@@ -15,14 +15,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
 
 import trio
-from attrs import Factory, define, field, frozen
+from attrs import define, field, frozen
 
 from hypermux.config.settings import SocketSettings
 from hypermux.core.request import Request
-from hypermux.core.selection import Selector
 from hypermux.core.subscription import (
     Answer,
     Conversation,
@@ -32,18 +30,20 @@ from hypermux.core.subscription import (
     subscribed_line,
 )
 from hypermux.downstream import sockets
-from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import HttpServer, Routes
-from hypermux.downstream.peer import LINGER_S, Credentials, Peer, PeerGone, PeerStalled
-from hypermux.downstream.walk import OpenReader, RunSync, Walk
+from hypermux.downstream.peer import (
+    GONE_CHECK_S,
+    LINGER_S,
+    Credentials,
+    Peer,
+    PeerGone,
+    PeerStalled,
+)
+from hypermux.downstream.streaming import Published, Stream, StreamRefused
 from hypermux.model.errors import HypermuxError
-from hypermux.model.records import Cursor
 
 log = logging.getLogger("hypermux.subscribers")
 
-# How often a peer that will send nothing more is looked at, to see whether it still listens.
-# Only needed while there is nothing to send to it.
-GONE_CHECK_S = 5.0
 # Connections beside the subscribers: whoever asks for the state by HTTP must get in when all their
 # places are taken. What a connection is shows in its first bytes, so it is accepted first.
 SPARE_CONNECTIONS = 16
@@ -52,8 +52,6 @@ SPARE_CONNECTIONS = 16
 ACCEPT_RETRY_MIN_S, ACCEPT_RETRY_MAX_S = 0.05, 2.0
 
 _FOREVER = 2**63
-
-Resolve = Callable[[Cursor], "int | str"]
 
 
 @frozen
@@ -68,22 +66,11 @@ class Statistics:
 
 @define(eq=False)
 class Subscribers:
-    """Serves every reader of one socket.
-
-    `open_reader(seq)` gives the journal behind record `seq`. `resolve` turns a cursor into such a
-    seq, or into a sentence that says why it cannot be; `oldest` gives the one before all records
-    that are kept, `since` one before all
-    records of a time or later (it blocks). `routes` are what HTTP can ask for.
-    """
+    """Serves every reader of one socket. `routes` are what HTTP can ask for."""
 
     settings: SocketSettings
-    horizon: Horizon
-    open_reader: OpenReader
-    resolve: Resolve
-    run_sync: RunSync
-    routes: Routes = field(factory=dict)
-    oldest: Callable[[], int] = lambda: 0
-    since: Callable[[int], int] = lambda at_ns: 0
+    published: Published
+    routes: Routes = ()
     http: HttpServer = field(init=False)
     _bound: sockets.BoundSocket | None = field(init=False, default=None)
     _connections: int = 0
@@ -117,15 +104,15 @@ class Subscribers:
 
         Started when the socket accepts. Raises Unreachable and ConfigurationFault.
         """
-        settings = self.settings
-        bound = await self.run_sync(sockets.bind, settings.path, settings.mode, settings.group)
+        settings, published = self.settings, self.published
+        bound = await published.run_sync(sockets.bind, settings.path, settings.mode, settings.group)
         self._bound = bound
         try:
             async with trio.open_nursery() as nursery:
                 accepting = trio.CancelScope()
                 nursery.start_soon(self._accept, bound.sock, nursery, accepting)
                 task_status.started()
-                await self.horizon.wait_beyond(_FOREVER)
+                await published.horizon.wait_beyond(_FOREVER)
                 accepting.cancel()
                 self.http.end()
         finally:
@@ -185,6 +172,10 @@ class Subscribers:
         self._accepted += 1
         return None
 
+    def leave(self) -> None:
+        """Count a subscriber as gone."""
+        self._active -= 1
+
     def _turn_away(self, peer: Peer, refusal: Refusal) -> None:
         self._refused += 1
         peer.send_now(refusal.line)
@@ -207,19 +198,17 @@ class Subscribers:
         finally:
             subscriber.peer.close()
             self._connections -= 1
-            self._active -= subscriber.counted
+            if subscriber.counted:
+                self.leave()
 
 
 @define(eq=False)
 class _Subscriber:
-    """One connection. Its walk begins where the journal is shown up to when it is accepted."""
+    """One connection. Its stream stands where the journal is shown up to when it is accepted."""
 
     server: Subscribers
     peer: Peer
-    _walk: Walk = field(
-        init=False,
-        default=Factory(lambda self: self._walk_from(self.server.horizon.position.seq), True),
-    )
+    _stream: Stream = field(init=False)
     _conversation: Conversation = field(
         init=False, factory=lambda: Conversation.begin(trio.current_time())
     )
@@ -228,6 +217,9 @@ class _Subscriber:
     _nap: trio.CancelScope | None = None
     _input_ended: trio.Event = field(factory=trio.Event)
     counted: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self._stream = self.server.published.open()
 
     async def run(self) -> None:
         """Serve it to its end. Raises PeerGone, PeerStalled."""
@@ -240,7 +232,7 @@ class _Subscriber:
             except (PeerGone, PeerStalled) as error:
                 gone = error
             finally:
-                self._walk.close()
+                self._stream.close()
             nursery.cancel_scope.cancel()
         if gone is not None:
             raise gone
@@ -279,7 +271,7 @@ class _Subscriber:
                 refusal = None if self.counted else self.server.subscribe(self.peer.credentials())
                 if refusal is None:
                     self.counted = True
-                    refusal = await self._stream(answer)
+                    refusal = await self._send_stream(answer)
                 if refusal is None and self._answer is not answer:
                     continue  # a late request, or a fault in one
             else:
@@ -292,83 +284,30 @@ class _Subscriber:
                     await self._input_ended.wait()
             return
 
-    async def _stream(self, request: Request) -> Refusal | None:
-        """Send what `request` asks for, until its end or until there is another answer.
-
-        After "live" nothing changes but the selection: live records go on behind the last one
-        shown, so that a late request neither repeats nor skips any.
-        """
-        if request.after != "live":
-            server, after = self.server, request.after
-            seq = server.oldest() if after == "start" else server.resolve(after)
-            if isinstance(seq, str):
-                return Refusal("cursor", seq)
-            since_ns = request.selection.since_ns
-            if since_ns is not None:
-                try:
-                    found = await server.run_sync(server.since, since_ns)
-                except HypermuxError as error:
-                    return Refusal("fault", f"the journal cannot be read: {error}")
-                # Behind what is shown there is nothing yet; before a cursor there is nothing new.
-                found = min(found, server.horizon.position.seq)
-                seq = found if after == "start" else max(seq, found)
-            self._walk.close()
-            self._walk = self._walk_from(seq)
-        await self._send(subscribed_line(request, self._cursor(self._walk.seq)))
+    async def _send_stream(self, request: Request) -> Refusal | None:
+        """Send what `request` asks for, until its end or until there is another answer."""
+        stream = self._stream
         try:
-            end_seq = await self._follow(request)
-        except (OSError, HypermuxError) as error:
-            log.error("a subscriber's journal read failed: %s", error)
-            return Refusal("fault", f"the journal cannot be read: {error}")
-        if end_seq is not None:
-            await self._send(end_line(self._cursor(end_seq)))
-        return None
-
-    async def _follow(self, request: Request) -> int | None:
-        """Send block after block.
-
-        Returns the last record passed when the stream has reached the end it asked for, None
-        when there is another answer or nothing more will come.
-        """
-        horizon, walk = self.server.horizon, self._walk
-        selector = Selector(request.selection, request.limit)
-        upto = horizon.position
-        while self._answer is request:
-            ended = horizon.ended
-            if request.follow and not selector.past_until:
-                upto = horizon.position
-            block = await walk.read(upto)
-            if block:
-                chosen, limit_seq = selector.select(block)
+            await stream.ask(request)
+            await self._send(subscribed_line(request, stream.cursor))
+            while self._answer is request:
+                chosen: bytes | None = b""
+                # Another answer ends the nap, and so does (nothing else tells) a look at the peer.
+                limit_s = GONE_CHECK_S if self._input_ended.is_set() else float("inf")
+                with trio.move_on_after(limit_s) as self._nap:
+                    chosen = await stream.next()
+                self._nap = None
+                if chosen is None:
+                    break
                 if chosen:
                     await self._send(chosen)
                 elif self._input_ended.is_set() and self.peer.gone():
                     raise PeerGone
-                if limit_seq is not None:
-                    return limit_seq
-            elif not request.follow or selector.past_until:
-                return walk.seq
-            elif ended:
-                return None
-            else:
-                await self._doze()
+        except StreamRefused as error:
+            return error.refusal
+        if stream.complete:
+            await self._send(end_line(stream.cursor))
         return None
-
-    async def _doze(self) -> None:
-        """Wait for more records, another answer, or (nothing else tells) that the peer has gone."""
-        limit_s = GONE_CHECK_S if self._input_ended.is_set() else float("inf")
-        with trio.move_on_after(limit_s) as self._nap:
-            await self._walk.wait()
-        self._nap = None
-        if self._input_ended.is_set() and self.peer.gone():
-            raise PeerGone
-
-    def _walk_from(self, seq: int) -> Walk:
-        server = self.server
-        return Walk(server.horizon, server.open_reader, server.run_sync, seq)
 
     async def _send(self, data: bytes) -> None:
         await self.peer.send(data, self.server.settings.stall_timeout_s)
-
-    def _cursor(self, seq: int) -> Cursor:
-        return Cursor(self.server.horizon.epoch, seq)

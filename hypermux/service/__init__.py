@@ -27,11 +27,13 @@ from hypermux.config.settings import Settings
 from hypermux.core.http import HttpRequest, Reply
 from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
+from hypermux.core.routes import Table
 from hypermux.downstream.horizon import Horizon
-from hypermux.downstream.http import Routes
+from hypermux.downstream.http import Handler, Routes
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.sequencer import Inbox, Sequencer
+from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.downstream.upkeep import keep_indexes
 from hypermux.model.accounts import SourceId
@@ -231,16 +233,15 @@ class Service:
             seams.clock.now_ns,
             seams.reader_runner,
         )
-        self.subscribers = Subscribers(
-            settings.socket,
+        published = Published(
             self.horizon,
             self.open_reader,
             resolve=self.resolve,
+            run_sync=seams.reader_runner,
             oldest=self.oldest,
             since=self.since,
-            run_sync=seams.reader_runner,
-            routes=self._routes(),
         )
+        self.subscribers = Subscribers(settings.socket, published, self._routes())
 
     def _routes(self) -> Routes:
         """Return what HTTP on the socket can ask for."""
@@ -257,7 +258,8 @@ class Service:
             outcome = await self.reload(request.who)
             return Reply(200 if outcome.accepted else 422, msgspec.json.encode(outcome) + b"\n")
 
-        return {"/status": {"GET": status}, "/reload": {"POST": reload}}
+        own: Table[Handler] = Table({"/status": {"GET": status}, "/reload": {"POST": reload}})
+        return (own,)
 
     def status(self) -> Status:
         """Return how it fares; not before `run` has started."""

@@ -32,6 +32,7 @@ from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.storage import DiskStorage
+from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import ConfigurationFault, Unreachable
@@ -208,13 +209,13 @@ async def serving(folder: Path, **changes: Any) -> AsyncIterator[Server]:
         return resolve_cursor(cursor, journal.epochs, horizon.position.seq + 1)
 
     async with trio.open_nursery() as nursery:
-        server = Subscribers(
-            settings,
+        published = Published(
             horizon,
             lambda after: JournalReader(journal.directory, storage, after=after),
             resolve=resolve,
             run_sync=in_thread(trio.CapacityLimiter(4)),
         )
+        server = Subscribers(settings, published)
         await nursery.start(lambda *, task_status: server.run(task_status=task_status))
         yield Server(journal, horizon, settings.path, [], server)
         horizon.end()

@@ -18,7 +18,8 @@ from hypermux.core.http import (
     Heard,
     HttpRequest,
     Reply,
-    route,
+    Send,
+    Streamed,
 )
 
 GET = b"GET /status?a=1 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -46,7 +47,7 @@ def hear(*pieces: bytes) -> tuple[list[Heard], bytes]:
 
 def test_a_request_and_its_answer() -> None:
     found, sent = hear(GET)
-    assert found == [HttpRequest("GET", "/status", "a=1", b"", "me")]
+    assert found == [HttpRequest("GET", "/status", "a=1", b"", "me", {"host": "x"})]
     head, _, body = sent.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"content-type: application/json" in head.lower()
@@ -153,30 +154,71 @@ def test_deadlines() -> None:
     assert exchange.deadline_s == 101 + IDLE_S
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/status", None),
-        ("HEAD", "/status", None),
-        ("POST", "/reload", None),
-        ("GET", "/reload", 405),
-        ("HEAD", "/reload", 405),
-        ("DELETE", "/status", 405),
-        ("GET", "/statu", 404),
-        ("GET", "", 404),
-    ],
-)
-def test_routes(method: str, path: str, status: int | None) -> None:
-    routes = {"/status": {"GET": "status"}, "/reload": {"POST": "reload"}}
-    found = route(HttpRequest(method, path), routes)
-    if status is None:
-        assert found == path[1:]
-    else:
-        assert isinstance(found, Reply)
-        assert found.status == status
-        if status == 405:
-            allow = dict(found.headers)["Allow"]
-            assert allow == ("POST" if path == "/reload" else "GET, HEAD")
+def test_headers_are_at_hand_and_never_printed() -> None:
+    found, _ = hear(GET[:-2] + b"ACCEPT: text/plain\r\nAuthorization: Bearer s3cret\r\n"
+                    b"Accept: */*\r\n\r\n")  # fmt: skip
+    request = found[0]
+    assert isinstance(request, HttpRequest)
+    assert request.headers["accept"] == "text/plain, */*"
+    assert request.headers["host"] == "x"
+    assert "s3cret" not in repr(request)
+
+
+async def _no_body(send: Send) -> None:
+    raise AssertionError
+
+
+STREAMED = Streamed(200, "text/plain", (("X-A", "1"),), _no_body)
+
+
+def stream(request: bytes, *parts: bytes) -> tuple[bytes, bool]:
+    """Answer `request` in parts; return all that is sent, and whether another may come."""
+    exchange = Exchange("me", 0.0)
+    exchange.receive(request, 0.0)
+    assert isinstance(exchange.heard(), HttpRequest)
+    sent = exchange.begin(STREAMED)
+    if exchange.wants_body:
+        sent += b"".join(map(exchange.part, parts))
+    last, more = exchange.finish(0.0)
+    return sent + last, more
+
+
+def test_a_streamed_answer_comes_in_chunks() -> None:
+    sent, more = stream(GET, b"abc", b"d" * 20)
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head.lower()
+    assert b"x-a: 1" in head.lower()
+    assert b"content-length" not in head.lower()
+    assert body == b"3\r\nabc\r\n14\r\n" + b"d" * 20 + b"\r\n0\r\n\r\n"
+    assert more
+
+
+def test_http_1_0_knows_no_chunks() -> None:
+    sent, more = stream(GET.replace(b"1.1", b"1.0"), b"abc", b"def")
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert body == b"abcdef"
+    assert not more
+
+
+def test_head_of_a_streamed_answer_has_no_body() -> None:
+    sent, more = stream(GET.replace(b"GET", b"HEAD"), b"abc")
+    assert sent.endswith(b"\r\n\r\n")
+    assert sent.count(b"\r\n\r\n") == 1
+    assert b"transfer-encoding: chunked" in sent.lower()
+    assert more
+
+
+def test_a_request_that_waits_behind_an_answer_has_its_own_deadline() -> None:
+    exchange = Exchange("me", 0.0)
+    exchange.receive(GET + GET[:5], 0.0)
+    assert isinstance(exchange.heard(), HttpRequest)
+    exchange.begin(STREAMED)
+    exchange.finish(50.0)
+    assert exchange.heard() is None
+    assert exchange.deadline_s == 50 + REQUEST_S
+    assert exchange.timed_out() is not None
 
 
 @given(st.lists(st.sampled_from([GET, b"GET / H", b"\r\n", b"POST /x HTTP/1.1\r\nHost: y\r\n"

@@ -13,6 +13,7 @@ from test_subscribers import Rig, serving
 from trio.testing import MockClock
 
 from hypermux.core.http import IDLE_S, REQUEST_S, HttpRequest, Reply
+from hypermux.core.routes import Table
 from hypermux.downstream.http import Routes
 
 GET = b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -35,12 +36,16 @@ def routes() -> Routes:
         await trio.lowlevel.checkpoint()
         return Reply(200, b"x" * 3_000_000)
 
-    return {
-        "/status": {"GET": status},
-        "/slow": {"POST": slow},
-        "/broken": {"GET": broken},
-        "/large": {"GET": large},
-    }
+    return (
+        Table(
+            {
+                "/status": {"GET": status},
+                "/slow": {"POST": slow},
+                "/broken": {"GET": broken},
+                "/large": {"GET": large},
+            }
+        ),
+    )
 
 
 async def answer(stream: trio.SocketStream) -> tuple[int, Any]:

@@ -22,6 +22,7 @@ from hypermux.downstream.http import Routes
 from hypermux.downstream.peer import Peer
 from hypermux.downstream.reading import BLOCK, JournalReader
 from hypermux.downstream.storage import DiskStorage
+from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DamagedData
@@ -164,9 +165,8 @@ async def serving(
     path = tmp_path / "run" / "h.sock"
     journal = FakeJournal()
     settings = evolve(SocketSettings(path), **changes)
-    server = Subscribers(
-        settings, journal.horizon, journal.reader, journal.resolve, direct, routes or {}
-    )
+    published = Published(journal.horizon, journal.reader, journal.resolve, direct)
+    server = Subscribers(settings, published, routes or ())
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda *, task_status: server.run(task_status=task_status))
         rig = Rig(journal, server, path)
@@ -496,9 +496,8 @@ async def test_the_end_of_the_journal_ends_every_reader_after_the_last_record(
 ) -> None:
     path = tmp_path / "run" / "h.sock"
     journal = FakeJournal()
-    server = Subscribers(
-        SocketSettings(path), journal.horizon, journal.reader, journal.resolve, direct
-    )
+    published = Published(journal.horizon, journal.reader, journal.resolve, direct)
+    server = Subscribers(SocketSettings(path), published)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda *, task_status: server.run(task_status=task_status))
         rig = Rig(journal, server, path)

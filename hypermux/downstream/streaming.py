@@ -1,0 +1,172 @@
+"""What one reader asked for: records chosen from the journal, from its place up to the horizon.
+
+The same for all who read it from this process, whatever they speak. A stream has no queue: it
+holds one block and one open file, and reads the next when its reader asks.
+
+    stream = published.open()           stands where the journal is shown up to now
+    await stream.ask(request)           goes where `request` begins
+    while (chosen := await stream.next()) is not None:
+        ...                             `stream.cursor` is behind them
+    stream.complete                     ended as was asked, not because nothing more will come
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from attrs import define, field
+
+from hypermux.core.request import Request
+from hypermux.core.selection import Selector
+from hypermux.core.subscription import Refusal
+from hypermux.downstream.horizon import Horizon, Position
+from hypermux.downstream.walk import OpenReader, RunSync, Walk
+from hypermux.model.errors import HypermuxError
+from hypermux.model.records import Cursor
+
+log = logging.getLogger("hypermux.streaming")
+
+Resolve = Callable[[Cursor], "int | str"]
+
+
+class StreamRefused(Exception):
+    """A stream cannot begin or go on: `refusal` says why."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        super().__init__(refusal.error)
+
+
+@define(eq=False)
+class Published:
+    """The journal as readers may see it.
+
+    `open_reader(seq)` gives the journal behind record `seq`. `resolve` turns a cursor into such a
+    seq, or into a sentence that says why it cannot be; `oldest` gives the one before all records
+    that are kept, `since` one before all records of a time or later (it blocks). `streams` are
+    those that are open.
+    """
+
+    horizon: Horizon
+    open_reader: OpenReader
+    resolve: Resolve
+    run_sync: RunSync
+    oldest: Callable[[], int] = lambda: 0
+    since: Callable[[int], int] = lambda at_ns: 0
+    streams: set[Stream] = field(factory=set)
+
+    def open(self) -> Stream:
+        """Return a stream that stands at the end of what is shown at this moment."""
+        return Stream(self)
+
+    def walk(self, seq: int) -> Walk:
+        """Return a way through the journal that begins behind record `seq`."""
+        return Walk(self.horizon, self.open_reader, self.run_sync, seq)
+
+    def cursor(self, seq: int) -> Cursor:
+        """Return the cursor of record `seq`."""
+        return Cursor(self.horizon.epoch, seq)
+
+
+@define(eq=False)
+class Stream:
+    """One reader's way through what is published. Close it when done.
+
+    After "live" nothing changes but the selection: live records go on behind the last one passed,
+    so that a second request neither repeats nor skips any.
+    """
+
+    published: Published
+    complete: bool = False
+    _walk: Walk = field(init=False)
+    _request: Request = field(init=False, factory=Request)
+    _selector: Selector = field(init=False)
+    _upto: Position = field(init=False)
+    _end_seq: int | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        self._walk = self.published.walk(self.published.horizon.position.seq)
+        self._choose(self._request)
+        self.published.streams.add(self)
+
+    @property
+    def cursor(self) -> Cursor:
+        """The last record passed, shown or not: who goes on behind it misses nothing."""
+        return self.published.cursor(self.seq)
+
+    @property
+    def seq(self) -> int:
+        """The seq of the last record passed."""
+        return self._walk.seq if self._end_seq is None else self._end_seq
+
+    async def ask(self, request: Request) -> None:
+        """Go where `request` begins, and choose what it asks for from there.
+
+        Raises StreamRefused when there is no such place, or the journal does not read.
+        """
+        if request.after != "live":
+            self._move(await self._place(request.after, request.selection.since_ns))
+        self._choose(request)
+
+    async def next(self) -> bytes | None:
+        """Return the chosen lines of the next block, empty when it has none, None at the end.
+
+        Waits until there is a block. May be cancelled and called again: nothing is passed over
+        by that. Raises StreamRefused when the journal does not read.
+        """
+        horizon, walk, selector = self.published.horizon, self._walk, self._selector
+        if self._end_seq is not None:
+            self.complete = True
+            return None
+        while True:
+            ended = horizon.ended
+            if self._request.follow and not selector.past_until:
+                self._upto = horizon.position
+            try:
+                block = await walk.read(self._upto)
+            except (OSError, HypermuxError) as error:
+                log.error("a reader's journal read failed: %s", error)
+                raise _unreadable(error) from error
+            if block:
+                chosen, self._end_seq = selector.select(block)
+                return chosen
+            if not self._request.follow or selector.past_until:
+                self.complete = True
+                return None
+            if ended:
+                return None
+            await walk.wait()
+
+    def close(self) -> None:
+        """Give back the open file."""
+        self.published.streams.discard(self)
+        self._walk.close()
+
+    async def _place(self, after: Cursor | str, since_ns: int | None) -> int:
+        published = self.published
+        seq = published.resolve(after) if isinstance(after, Cursor) else published.oldest()
+        if isinstance(seq, str):
+            raise StreamRefused(Refusal("cursor", seq))
+        if since_ns is None:
+            return seq
+        try:
+            found = await published.run_sync(published.since, since_ns)
+        except (OSError, HypermuxError) as error:
+            raise _unreadable(error) from error
+        # Behind what is shown there is nothing yet; before a cursor there is nothing new.
+        found = min(found, published.horizon.position.seq)
+        return max(seq, found) if isinstance(after, Cursor) else found
+
+    def _move(self, seq: int) -> None:
+        self._walk.close()
+        self._walk = self.published.walk(seq)
+
+    def _choose(self, request: Request) -> None:
+        self._request, self.complete, self._end_seq = request, False, None
+        self._selector = Selector(request.selection, request.limit)
+        self._upto = self.published.horizon.position
+
+
+def _unreadable(error: Exception) -> StreamRefused:
+    return StreamRefused(Refusal("fault", f"the journal cannot be read: {error}"))
