@@ -206,6 +206,7 @@ async def test_a_peer_that_only_talks_fills_no_memory(
         assert trio.current_time() - gone <= GONE_CHECK_S
 
 
+@pytest.mark.internal_faults
 async def test_one_that_fails_midway_is_seen_to_be_cut(
     autojump_clock: MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
