@@ -30,6 +30,12 @@ class Message:
     life: int | None = None  # that read it
     reads: list[float] = field(factory=list)  # an engine's memory may be read again and again
 
+    def was_read(self, now: float, life: int) -> None:
+        """A client read it."""
+        self.reads.append(now)
+        if self.read is None:
+            self.read, self.life = now, life
+
 
 @define(eq=False)
 class Session:

@@ -183,13 +183,7 @@ class Upstream:
     def reading(self, message: Message, peer: Peer) -> Callable[[], None]:
         """Return what notes that a client has read a message."""
 
-        def read() -> None:
-            now = trio.current_time()
-            message.reads.append(now)
-            if message.read is None:
-                message.read, message.life = now, peer.wire.life
-
-        return read
+        return lambda: message.was_read(trio.current_time(), peer.wire.life)
 
     def behave(
         self, dial: str = "", answer: int | str = 0, retry_after_s: float | None = None
