@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from hypermux.cli.logs import configure
 from hypermux.cli.running import run_service
 from hypermux.config import accounts_file
 from hypermux.config.settings import Settings
+from hypermux.downstream import activation
 from hypermux.model.errors import UsageFault
+from hypermux.service.notifying import Notifier
 
 log = logging.getLogger("hypermux.run")
 
@@ -26,8 +29,11 @@ def command(config: Path | None, log_level: str | None, log_format: str | None) 
     """Hold a connection for every account and region; write the one stream.
 
     SIGTERM and Ctrl-C drain it. SIGHUP, or `hypermux reload`, has it read the accounts file and
-    the keys again.
+    the keys again. Under systemd it takes the sockets of a .socket unit, and tells how it fares
+    (Type=notify, with or without a watchdog).
     """
+    passed = activation.take(os.environ, os.getpid())
+    notifier = Notifier.take(os.environ, os.getpid())
     settings = accounts_file.load(accounts_file.locate(config))
 
     def log_as_told(settings: Settings) -> None:
@@ -38,4 +44,6 @@ def command(config: Path | None, log_level: str | None, log_format: str | None) 
         log.warning("%s", warning)
     if not settings.sources:
         raise UsageFault(f"{settings.file} has no enabled account")
-    trio.run(partial(run_service, settings, on_reload=log_as_told))
+    trio.run(
+        partial(run_service, settings, on_reload=log_as_told, passed=passed, notifier=notifier)
+    )

@@ -15,6 +15,7 @@ import trio
 
 from hypermux.cli import stderr
 from hypermux.config.settings import Settings
+from hypermux.downstream.activation import Passed
 from hypermux.service import (
     LAST_COMMIT_S,
     READERS_END_S,
@@ -22,6 +23,7 @@ from hypermux.service import (
     Reader,
     Service,
 )
+from hypermux.service.notifying import Notifier
 from hypermux.service.observing import LoggedObserver
 from hypermux.service.seams import Seams
 from hypermux.upstream.link import Observer
@@ -41,12 +43,14 @@ async def run_service(
     shutdown: trio.Event | None = None,
     at_exit: Callable[[], None] = lambda: None,
     on_reload: Callable[[Settings], None] | None = None,
+    passed: Sequence[Passed] = (),
+    notifier: Notifier | None = None,
 ) -> None:
     """Run a service until SIGINT, SIGTERM or `shutdown`, then drain it.
 
     SIGHUP reloads it when there is an `on_reload`, which is told the new settings; without one it
     is a closed terminal, and ends the program no less than Ctrl-C does. `at_exit` is called before
-    the process ends without draining.
+    the process ends without draining. `passed` and `notifier` are the service manager's, if any.
     """
     raise_open_files()
     if shutdown is None:
@@ -56,6 +60,8 @@ async def run_service(
         Seams.real(settings),
         observer or LoggedObserver(),
         on_reload or (lambda _: None),
+        passed,
+        notifier or Notifier(),
     )
     # One that waits stands for all that come before it is heeded: it reads what is there then.
     hang_up, hang_ups = trio.open_memory_channel[None](1)

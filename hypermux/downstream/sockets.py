@@ -43,6 +43,9 @@ class BoundSocket:
     path: Path
     _identity: tuple[int, int]
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def permit(self, mode: int, gid: int | None) -> None:
         """Give the file other permissions and another group (None: the process's own).
 

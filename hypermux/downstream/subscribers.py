@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Sequence
 
 import trio
 from attrs import define, field, frozen
@@ -30,6 +31,7 @@ from hypermux.core.subscription import (
     subscribed_line,
 )
 from hypermux.downstream import sockets
+from hypermux.downstream.activation import Passed
 from hypermux.downstream.http import HttpServer, Routes
 from hypermux.downstream.peer import (
     GONE_CHECK_S,
@@ -99,44 +101,59 @@ class Subscribers:
             except HypermuxError as error:
                 log.error("%s", error)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self,
+        passed: Sequence[Passed] = (),
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Serve until the horizon has ended and every reader has what remains.
 
-        Started when the socket accepts. Raises Unreachable and ConfigurationFault.
+        On the sockets that were `passed`, or else on one of our own. Started when it accepts.
+        Raises Unreachable and ConfigurationFault.
         """
-        settings, published = self.settings, self.published
-        bound = await published.run_sync(sockets.bind, settings.path, settings.mode, settings.group)
-        self._bound = bound
+        listeners: Sequence[Passed | sockets.BoundSocket] = passed or [await self._bind()]
+        for one in listeners:
+            log.info("readers are served at %s", one)
+        path = str(self.settings.path)
+        if path not in [str(one.path) for one in listeners]:
+            log.warning("socket.path is not used: whoever looks for us at %s has to be told", path)
         try:
             async with trio.open_nursery() as nursery:
-                accepting = trio.CancelScope()
-                nursery.start_soon(self._accept, bound.sock, nursery, accepting)
-                task_status.started()
-                await published.horizon.wait_beyond(_FOREVER)
-                accepting.cancel()
+                async with trio.open_nursery() as accepting:
+                    for one in listeners:
+                        accepting.start_soon(self._accept, one.sock, nursery)
+                    task_status.started()
+                    await self.published.horizon.wait_beyond(_FOREVER)
+                    accepting.cancel_scope.cancel()
                 self.http.end()
         finally:
-            bound.close()
+            for one in listeners:
+                one.close()
 
-    async def _accept(
-        self, listener: socket.socket, nursery: trio.Nursery, scope: trio.CancelScope
-    ) -> None:
+    async def _bind(self) -> sockets.BoundSocket:
+        settings = self.settings
+        self._bound = await self.published.run_sync(
+            sockets.bind, settings.path, settings.mode, settings.group
+        )
+        return self._bound
+
+    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         pause_s = ACCEPT_RETRY_MIN_S
-        with scope:
-            while True:
-                await trio.lowlevel.wait_readable(listener)
-                try:
-                    sock, _ = listener.accept()
-                except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                    continue
-                except OSError as error:
-                    log.warning("cannot accept a subscriber: %s", error.strerror)
-                    await trio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, ACCEPT_RETRY_MAX_S)
-                    continue
-                pause_s = ACCEPT_RETRY_MIN_S
-                sock.setblocking(False)
-                self._admit(Peer(sock), nursery)
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                continue
+            except OSError as error:
+                log.warning("cannot accept a subscriber: %s", error.strerror)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, ACCEPT_RETRY_MAX_S)
+                continue
+            pause_s = ACCEPT_RETRY_MIN_S
+            sock.setblocking(False)
+            self._admit(Peer(sock), nursery)
 
     def _admit(self, peer: Peer, nursery: trio.Nursery) -> None:
         who = peer.credentials()

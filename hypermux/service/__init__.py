@@ -28,6 +28,7 @@ from hypermux.core.http import HttpRequest, Reply
 from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
 from hypermux.core.routes import Table
+from hypermux.downstream.activation import Passed
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import Handler, Routes
 from hypermux.downstream.journal import Journal
@@ -40,6 +41,7 @@ from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
 from hypermux.model.status import ReloadStatus, SourceStatus, Status
+from hypermux.service.notifying import Notifier
 from hypermux.service.observing import LoggedObserver
 from hypermux.service.reloading import Reloading
 from hypermux.service.reporting import report, source_states
@@ -71,6 +73,8 @@ class Service:
     seams: Seams
     observer: Observer = field(factory=LoggedObserver)
     on_settings: Callable[[Settings], None] = lambda _: None
+    passed: Sequence[Passed] = ()
+    notifier: Notifier = field(factory=Notifier)
     horizon: Horizon = field(init=False)
     journal: Journal = field(init=False)
     supervisor: Supervisor = field(init=False)
@@ -144,11 +148,12 @@ class Service:
             self._tell_start()
             async with trio.open_nursery() as nursery:
                 if serve_socket:
-                    await nursery.start(self.subscribers.run)
+                    await nursery.start(self.subscribers.run, self.passed)
                 for reader in readers:
                     nursery.start_soon(reader, self)
                 upkeep = trio.CancelScope()
                 nursery.start_soon(self._keep_up, upkeep)
+                self.notifier.ready()
                 task_status.started(self)
                 await self._sequence(shutdown)
                 upkeep.cancel()
@@ -162,7 +167,10 @@ class Service:
 
     async def _keep_up(self, scope: trio.CancelScope) -> None:
         with scope:
-            await keep_indexes(self.journal.indexes, self.seams.reader_runner)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_indexes, self.journal.indexes, self.seams.reader_runner)
+                states = partial(source_states, self.supervisor, self.sequencer)
+                nursery.start_soon(self.notifier.run, states)
 
     async def _sequence(self, shutdown: trio.Event) -> None:
         inbox, clock = self.sequencer.inbox, self.seams.clock
@@ -173,6 +181,7 @@ class Service:
                     sources.start_soon(self.supervisor.run)
                     await shutdown.wait()
                     log.info("stopping: closing connections")
+                    self.notifier.stopping()
                     upstream.cancel()
             inbox.close(clock.now_ns())
             nursery.cancel_scope.deadline = trio.current_time() + LAST_COMMIT_S
@@ -283,7 +292,11 @@ class Service:
 
         Not before `run` has started. A configuration that is not good changes nothing.
         """
-        return await self.reloading.reload(who)
+        self.notifier.reloading()
+        try:
+            return await self.reloading.reload(who)
+        finally:
+            self.notifier.ready()
 
     def _apply(self, changes: Changes, who: str) -> None:
         """Make changes count, all at once: nothing here waits."""
@@ -309,13 +322,12 @@ class Service:
     def _tell_start(self) -> None:
         settings, journal = self.settings, self.journal
         log.info(
-            "%d sources of %d accounts; journal in %s, after %s:%d; socket %s",
+            "%d sources of %d accounts; journal in %s, after %s:%d",
             len(settings.sources),
             sum(account.enabled for account in settings.accounts),
             journal.directory,
             journal.epoch,
             journal.durable_seq,
-            settings.socket.path,
         )
 
     def _opening(self) -> list[StateChange]:
