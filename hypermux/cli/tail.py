@@ -16,8 +16,7 @@ import click
 from hypermux.cli.filtering import read_filters
 from hypermux.cli.printing import make_formatter, notice, printing_options
 from hypermux.cli.sockets import find_socket, socket_options
-from hypermux.config.units import UnitError, parse_duration
-from hypermux.core.lines import moment_ns
+from hypermux.core.moments import moment_ns
 from hypermux.downstream.console import Color, Output, Printer, StdoutWriter
 from hypermux.downstream.follow import follow
 from hypermux.model.errors import UsageFault
@@ -124,20 +123,16 @@ def _checked_after(text: str) -> str:
 
 
 def _moment(option: str, text: str) -> str:
-    """Return a time as the service takes it; a duration counts back from now."""
+    """Return a time as the service takes it. A duration counts back from now, once and for all."""
     try:
-        moment_ns(text)
-        return text
+        moment = moment_ns(text, time.time_ns())
     except ValueError as error:
         form = str(error)
-    try:
-        moment = time.time_ns() - int(parse_duration(text) * 1e9)
-    except UnitError:
         try:
             local = datetime.fromisoformat(text)  # without an offset: this machine's time
             moment = int(local.astimezone().timestamp()) * 10**9 + local.microsecond * 1000
         except (ValueError, OverflowError):  # at the ends of the calendar
             moment = -1
-    if moment < 0:
-        raise UsageFault(f"--{option}: {form}, or as a duration back from now, 10min")
+        if moment < 0:
+            raise UsageFault(f"--{option}: {form}") from None
     return f"{moment // 10**9}.{moment % 10**9:09d}"

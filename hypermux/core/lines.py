@@ -12,8 +12,6 @@ from typing import Any
 
 import msgspec
 
-from hypermux.core import recording
-
 _EVENT = b',"event":'
 _KIND = b'"kind":"'
 # `,"crc":"` and 8 hex digits and `"}`, which end every record (a line feed follows).
@@ -96,22 +94,3 @@ def parse_event(raw: bytes) -> dict[str, Any]:
     except RecursionError:
         return {}
     return event if isinstance(event, dict) else {}
-
-
-def moment_ns(text: str) -> int:
-    """Read RFC 3339 text (`2016-10-13T16:22:54.25Z`) or `seconds[.nanoseconds]` since 1970.
-
-    Returns nanoseconds, exactly. Raises ValueError with the right form.
-    """
-    whole, point, fraction = text.partition(".")
-    if whole.isascii() and whole.isdigit() and len(whole) <= 12:
-        if not point:
-            return int(whole) * 10**9
-        if fraction.isascii() and fraction.isdigit() and len(fraction) <= 9:
-            return int(whole) * 10**9 + int(fraction.ljust(9, "0"))
-    try:
-        return recording.parse_rfc3339(text)
-    except ValueError:
-        raise ValueError(
-            "a time is written 2016-10-13T16:22:54.255Z, or as seconds[.nanoseconds] since 1970"
-        ) from None

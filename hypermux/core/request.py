@@ -1,13 +1,14 @@
 """A subscriber's request: one JSON object on one line.
 
     after      "EPOCH:SEQ", "start" or "live"
-    since      RFC 3339 text, or seconds[.nanoseconds] since 1970
+    since      RFC 3339 text, seconds[.nanoseconds] since 1970, or a duration back from now, 1h30m
     until      likewise; the stream ends when nothing more is expected before it
     accounts   globs, a list of texts; so are `regions`
     kinds      a list of record kinds
     filters    Docker's form, as an object or as its text
     follow     false: end at what is there now
     limit      end after so many records
+    heartbeat  a duration, 1s to 1h: when nothing was sent for so long, a line with the cursor is
 
 `after` defaults to "live", or to "start" where that would show nothing (`since`, `until`,
 `follow: false`). All texts in errors are sentences for whoever typed the request.
@@ -23,11 +24,14 @@ from typing import Any, Literal, TypeVar
 from attrs import Factory, frozen
 
 from hypermux.core.filters import FilterError, Filters
-from hypermux.core.lines import moment_ns
+from hypermux.core.moments import duration_ns, moment_ns
 from hypermux.core.selection import Selection
 from hypermux.model.records import Cursor, Kind
 
 T = TypeVar("T")
+
+# One a second from a thousand readers is 1 % of a core; in over an hour a network forgets us.
+HEARTBEAT_MIN_S, HEARTBEAT_MAX_S = 1, 3600
 
 
 class BadRequest(ValueError):
@@ -42,10 +46,11 @@ class Request:
     selection: Selection = Factory(Selection)
     follow: bool = True
     limit: int | None = None
+    heartbeat_s: float | None = None
 
     @classmethod
-    def parse(cls, line: bytes) -> Request:
-        """Read a request line. Raises BadRequest."""
+    def parse(cls, line: bytes, now_ns: int) -> Request:
+        """Read a request line; durations count back from `now_ns`. Raises BadRequest."""
         try:
             given = json.loads(line)
         except (ValueError, RecursionError):
@@ -54,15 +59,18 @@ class Request:
             ) from None
         if not isinstance(given, dict):
             raise BadRequest("the request has to be one JSON object on one line")
-        return cls.of(given)
+        return cls.of(given, now_ns)
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> Request:
-        """Read a request's keys and values, as JSON has them. Raises BadRequest."""
+    def of(cls, given: dict[str, Any], now_ns: int) -> Request:
+        """Read a request's keys and values, as JSON has them. See `parse`."""
         for key in given:
             if key not in _KEYS:
                 raise BadRequest(f"{_quote(key)} is not a request key{_nearest(key, _KEYS)}")
         values = {key: _take(given, key, read) for key, read in _KEYS.items()}
+        since_ns, until_ns = (_moment(key, values[key], now_ns) for key in ("since", "until"))
+        if since_ns is not None and until_ns is not None and until_ns < since_ns:
+            raise BadRequest("until: it is before since, so that nothing can be between them")
         follow = values["follow"] is not False
         backward = not follow or values["since"] is not None or values["until"] is not None
         return cls(
@@ -72,11 +80,12 @@ class Request:
                 regions=values["regions"] or (),
                 kinds=values["kinds"] or (),
                 filters=values["filters"] or Filters(),
-                since_ns=values["since"],
-                until_ns=values["until"],
+                since_ns=since_ns,
+                until_ns=until_ns,
             ),
             follow=follow,
             limit=values["limit"],
+            heartbeat_s=values["heartbeat"],
         )
 
 
@@ -98,11 +107,18 @@ def _after(value: Any) -> Cursor | str:
     return Cursor.parse(value)
 
 
-def _moment(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        # A float cannot hold nanoseconds.
+def _time(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        # A float has not the digits for nanoseconds.
         raise ValueError("a time is a text, or a whole number of seconds since 1970")
-    return moment_ns(str(value))
+    return str(value)
+
+
+def _moment(key: str, text: str | None, now_ns: int) -> int | None:
+    try:
+        return None if text is None else moment_ns(text, now_ns)
+    except ValueError as error:
+        raise BadRequest(f"{key}: {error}") from None
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -139,16 +155,26 @@ def _limit(value: Any) -> int:
     return value
 
 
+def _heartbeat(value: Any) -> float:
+    if not isinstance(value, str):
+        raise ValueError('a duration is a text, such as "30s"')
+    found_s = duration_ns(value) / 1e9
+    if not HEARTBEAT_MIN_S <= found_s <= HEARTBEAT_MAX_S:
+        raise ValueError(f"it is from {HEARTBEAT_MIN_S} s to {HEARTBEAT_MAX_S // 3600} h")
+    return found_s
+
+
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "after": _after,
-    "since": _moment,
-    "until": _moment,
+    "since": _time,
+    "until": _time,
     "accounts": _texts,
     "regions": _texts,
     "kinds": _kinds,
     "filters": _filters,
     "follow": _follow,
     "limit": _limit,
+    "heartbeat": _heartbeat,
 }
 
 

@@ -110,6 +110,7 @@ class _Phase(Enum):
 class Conversation:
     """One connection's side of the protocol. Each call returns a new answer, None for no change.
 
+    `now` is monotonic (seconds), `now_ns` the time of day: a request's durations count from it.
     `deadline_s` is when `expire` is to be called (monotonic seconds), None for never.
     """
 
@@ -122,7 +123,7 @@ class Conversation:
         """Start at the moment a connection was accepted."""
         return cls(now + SILENCE_S)
 
-    def receive(self, data: bytes, now: float) -> Answer | None:
+    def receive(self, data: bytes, now: float, now_ns: int) -> Answer | None:
         """Take bytes from the peer."""
         if self._phase is _Phase.OVER:
             return None
@@ -147,8 +148,8 @@ class Conversation:
         if end < 0:
             self._held += data
             return None
-        answer = self._ask(bytes(self._held + data[:end]))
-        return self.receive(data[end + 1 :], now) or answer
+        answer = self._ask(bytes(self._held + data[:end]), now_ns)
+        return self.receive(data[end + 1 :], now, now_ns) or answer
 
     def expire(self) -> Answer | None:
         """The deadline has passed and the peer has sent nothing more."""
@@ -162,19 +163,19 @@ class Conversation:
             )
         return None
 
-    def end(self) -> Answer | None:
+    def end(self, now_ns: int) -> Answer | None:
         """The peer will send nothing more; it may well go on reading."""
         self.deadline_s = None
         if self._phase is _Phase.SILENT:
             self._phase = _Phase.LIVE
             return Request()
-        return self._ask(bytes(self._held)) if self._phase is _Phase.ASKING else None
+        return self._ask(bytes(self._held), now_ns) if self._phase is _Phase.ASKING else None
 
-    def _ask(self, line: bytes) -> Answer:
+    def _ask(self, line: bytes, now_ns: int) -> Answer:
         self._held.clear()
         self.deadline_s = None
         try:
-            request = Request.parse(line)
+            request = Request.parse(line, now_ns)
         except BadRequest as error:
             return self._refuse(str(error))
         self._phase = _Phase.ASKED

@@ -13,6 +13,7 @@ holds one block and one open file, and reads the next when its reader asks.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from attrs import define, field
@@ -44,8 +45,8 @@ class Published:
 
     `open_reader(seq)` gives the journal behind record `seq`. `resolve` turns a cursor into such a
     seq, or into a sentence that says why it cannot be; `oldest` gives the one before all records
-    that are kept, `since` one before all records of a time or later (it blocks). `streams` are
-    those that are open.
+    that are kept, `since` one before all records of a time or later (it blocks). `now_ns` is
+    the time of day, which durations in requests count back from. `streams` are those that are open.
     """
 
     horizon: Horizon
@@ -54,6 +55,7 @@ class Published:
     run_sync: RunSync
     oldest: Callable[[], int] = lambda: 0
     since: Callable[[int], int] = lambda at_ns: 0
+    now_ns: Callable[[], int] = time.time_ns
     streams: set[Stream] = field(factory=set)
 
     def open(self) -> Stream:

@@ -255,17 +255,17 @@ class _Subscriber:
             raise gone
 
     async def _hear(self, all_of_it: trio.CancelScope) -> None:
-        conversation = self._conversation
+        conversation, now_ns = self._conversation, self.server.published.now_ns
         try:
             while True:
                 data = await self.peer.receive(conversation.deadline_s)
                 if data:
-                    answer = conversation.receive(data, trio.current_time())
+                    answer = conversation.receive(data, trio.current_time(), now_ns())
                 elif data is None:
                     answer = conversation.expire()
                 else:
                     self._input_ended.set()
-                    answer = conversation.end()
+                    answer = conversation.end(now_ns())
                 if answer is not None:
                     self._answer = answer
                     self._answered.set()

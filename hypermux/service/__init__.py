@@ -249,6 +249,7 @@ class Service:
             run_sync=seams.reader_runner,
             oldest=self.oldest,
             since=self.since,
+            now_ns=seams.clock.now_ns,
         )
         self.subscribers = Subscribers(settings.socket, published, self._routes())
 

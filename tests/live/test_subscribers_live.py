@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -263,6 +264,28 @@ async def test_nc_sees_live_records(folder: Path, closed: bool) -> None:
         await process.stdout.aclose()
         if process.stdin is not None:
             await process.stdin.aclose()
+
+
+@pytest.mark.skipif(shutil.which("nc") is None, reason="there is no nc")
+async def test_nc_asks_late(folder: Path) -> None:
+    async with serving(folder) as server:
+        await server.grow(3)
+        path = shlex.quote(str(server.path))
+        script = f'(sleep 1; echo \'{{"after":"start"}}\'; sleep 2) | nc -U {path}'
+        process = await trio.lowlevel.open_process(
+            ["sh", "-c", f"exec 2>&1; {script}"], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        live, replay, *lines = await read_lines(process.stdout, 5)
+        assert json.loads(live)["mode"] == "live"
+        assert json.loads(replay) == {
+            "kind": "subscribed", "mode": "replay", "cursor": "3f9a2c41:0",
+        }  # fmt: skip
+        assert lines == server.lines
+        server.horizon.end()
+        with trio.fail_after(20):
+            await process.wait()
+        await process.stdout.aclose()
 
 
 async def test_replay_over_segments_then_live(folder: Path) -> None:

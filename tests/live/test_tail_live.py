@@ -83,7 +83,7 @@ class TestTail:
         }
         assert request == {
             "after": "ab:7",
-            "since": "1.5",
+            "since": "1.500000000",
             "accounts": ["p*"],
             "regions": ["us-*"],
             "kinds": ["event", "gap"],
