@@ -94,6 +94,11 @@ def end_line(cursor: Cursor) -> bytes:
     return _line({"kind": "end", "cursor": str(cursor)})
 
 
+def heartbeat_line(cursor: Cursor) -> bytes:
+    """Return what a quiet stream says now and then: it lives, and has passed all up to `cursor`."""
+    return _line({"kind": "heartbeat", "cursor": str(cursor)})
+
+
 def _line(values: dict[str, str]) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 

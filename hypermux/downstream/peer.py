@@ -24,8 +24,8 @@ LINGER_S = 1.0
 # SO_PEERGROUPS, and room for the groups (four bytes each) that Python lets it have.
 _SO_PEERGROUPS = 59
 _GROUPS_SIZE = 1024
-# How often a peer that will send nothing more is looked at, to see whether it still listens.
-# Only needed while there is nothing to send to it.
+# How often a peer that will send nothing more is looked at, to see whether it still listens, when
+# there is no file descriptor left to be told by.
 GONE_CHECK_S = 5.0
 # SIOCOUTQ: how much of what was sent the peer has not read yet.
 _SIOCOUTQ = 0x5411
@@ -137,8 +137,16 @@ class Peer:
         return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
     async def wait_gone(self) -> None:
-        """Return when the peer listens no more, seen within GONE_CHECK_S."""
-        while not self.gone():  # noqa: ASYNC110 - the kernel has no event for it
+        """Return when the peer listens no more: it has closed both directions.
+
+        After a half-close a socket can always be read, so waiting for that tells nothing. An epoll
+        object that asks for nothing is told hang-ups alone, and can itself be waited for.
+        """
+        with contextlib.suppress(OSError), select.epoll() as hang_ups:
+            hang_ups.register(self.sock, 0)
+            await trio.lowlevel.wait_readable(hang_ups.fileno())
+            return
+        while not self.gone():  # noqa: ASYNC110 - nothing is left to be told by
             await trio.sleep(GONE_CHECK_S)
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ holds one block and one open file, and reads the next when its reader asks.
     await stream.ask(request)           goes where `request` begins
     while (chosen := await stream.next()) is not None:
         ...                             `stream.cursor` is behind them
+        if stream.beat():               nothing was chosen for as long as `request.heartbeat_s`:
+            ...                         time to say so, with the cursor
     stream.complete                     ended as was asked, not because nothing more will come
 """
 
@@ -15,7 +17,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from math import inf
 
+import trio
 from attrs import define, field
 
 from hypermux.core.request import Request
@@ -86,6 +90,8 @@ class Stream:
     _selector: Selector = field(init=False)
     _upto: Position = field(init=False)
     _end_seq: int | None = field(init=False, default=None)
+    _beat_s: float = field(init=False, default=inf)
+    _gave: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         self._walk = self.published.walk(self.published.horizon.position.seq)
@@ -114,13 +120,16 @@ class Stream:
     async def next(self) -> bytes | None:
         """Return the chosen lines of the next block, empty when it has none, None at the end.
 
-        Waits until there is a block. May be cancelled and called again: nothing is passed over
-        by that. Raises StreamRefused when the journal does not read.
+        Waits until there is a block, or a heartbeat is due. May be cancelled and called again:
+        nothing is passed over by that. Raises StreamRefused when the journal does not read.
         """
         horizon, walk, selector = self.published.horizon, self._walk, self._selector
         if self._end_seq is not None:
             self.complete = True
             return None
+        if self._gave:
+            # Counted from here: by now the reader has taken what it was given before.
+            self._expect_beat()
         while True:
             ended = horizon.ended
             if self._request.follow and not selector.past_until:
@@ -132,13 +141,24 @@ class Stream:
                 raise _unreadable(error) from error
             if block:
                 chosen, self._end_seq = selector.select(block)
+                self._gave = bool(chosen)
                 return chosen
             if not self._request.follow or selector.past_until:
                 self.complete = True
                 return None
             if ended:
                 return None
-            await walk.wait()
+            with trio.move_on_at(self._beat_s) as nap:
+                await walk.wait()
+            if nap.cancelled_caught:
+                return b""
+
+    def beat(self) -> bool:
+        """Tell whether a heartbeat is due now; it is told once, and the next one counted anew."""
+        due = not self._gave and trio.current_time() >= self._beat_s
+        if due:
+            self._expect_beat()
+        return due
 
     def close(self) -> None:
         """Give back the open file."""
@@ -168,6 +188,11 @@ class Stream:
         self._request, self.complete, self._end_seq = request, False, None
         self._selector = Selector(request.selection, request.limit)
         self._upto = self.published.horizon.position
+        self._expect_beat()
+
+    def _expect_beat(self) -> None:
+        self._gave, every_s = False, self._request.heartbeat_s
+        self._beat_s = inf if every_s is None else trio.current_time() + every_s
 
 
 def _unreadable(error: Exception) -> StreamRefused:

@@ -28,13 +28,13 @@ from hypermux.core.subscription import (
     Http,
     Refusal,
     end_line,
+    heartbeat_line,
     subscribed_line,
 )
 from hypermux.downstream import sockets
 from hypermux.downstream.activation import Passed
 from hypermux.downstream.http import HttpServer, Routes
 from hypermux.downstream.peer import (
-    GONE_CHECK_S,
     LINGER_S,
     Credentials,
     Peer,
@@ -271,10 +271,14 @@ class _Subscriber:
                     self._answered.set()
                 if self._nap is not None:
                     self._nap.cancel()
-                if self._input_ended.is_set() or isinstance(answer, Http):
+                if isinstance(answer, Http):
                     return
+                if self._input_ended.is_set():
+                    await self.peer.wait_gone()
+                    break
         except PeerGone:
-            all_of_it.cancel()
+            pass
+        all_of_it.cancel()
 
     async def _speak(self) -> None:
         await self._answered.wait()
@@ -309,17 +313,15 @@ class _Subscriber:
             await self._send(subscribed_line(request, stream.cursor))
             while self._answer is request:
                 chosen: bytes | None = b""
-                # Another answer ends the nap, and so does (nothing else tells) a look at the peer.
-                limit_s = GONE_CHECK_S if self._input_ended.is_set() else float("inf")
-                with trio.move_on_after(limit_s) as self._nap:
+                with trio.CancelScope() as self._nap:  # another answer ends it
                     chosen = await stream.next()
                 self._nap = None
                 if chosen is None:
                     break
                 if chosen:
                     await self._send(chosen)
-                elif self._input_ended.is_set() and self.peer.gone():
-                    raise PeerGone
+                elif stream.beat():
+                    await self._send(heartbeat_line(stream.cursor))
         except StreamRefused as error:
             return error.refusal
         if stream.complete:

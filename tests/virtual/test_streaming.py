@@ -113,3 +113,47 @@ async def test_since_begins_at_a_time_or_at_a_cursor_whichever_is_later() -> Non
         assert await collect(stream) == b"".join(journal.lines[first - 1 :])
     stream.close()
     assert not shown.streams
+
+
+async def test_a_quiet_stream_has_heartbeats(autojump_clock: MockClock) -> None:
+    journal = FakeJournal()
+    stream = published(journal).open()
+    await stream.ask(
+        Request(after="start", selection=Selection(accounts=("dev",)), heartbeat_s=10.0)
+    )
+    told: list[tuple[float, int]] = []
+    async with trio.open_nursery() as nursery:
+
+        async def grow() -> None:
+            for seq in range(1, 6):
+                await trio.sleep(6)
+                journal.add(record(seq, "dev" if seq == 3 else "prod"))
+            await trio.sleep(6)
+            journal.horizon.end()
+
+        nursery.start_soon(grow)
+        while (chosen := await stream.next()) is not None:
+            if stream.beat():
+                assert not chosen
+                told.append((trio.current_time(), stream.seq))
+    # Records at 6, 12, 18 (chosen), 24 and 30 s: what was not chosen does not count as life.
+    assert told == [(10, 1), (28, 4)]
+    stream.close()
+
+
+async def test_a_long_way_without_anything_chosen_has_heartbeats(
+    autojump_clock: MockClock,
+) -> None:
+    journal = FakeJournal()
+    journal.grow(30, size=20_000)
+    journal.at_read = lambda _: autojump_clock.jump(4)
+    stream = published(journal).open()
+    await stream.ask(
+        Request(after="start", follow=False, selection=Selection(accounts=("x",)), heartbeat_s=10.0)
+    )
+    beats = []
+    while await stream.next() is not None:
+        if stream.beat():
+            beats.append(stream.seq)
+    assert beats == [9, 18, 27]
+    stream.close()

@@ -346,6 +346,35 @@ async def test_slow_is_not_stalled(autojump_clock: MockClock, tmp_path: Path) ->
         assert got.splitlines(keepends=True)[1:-1] == rig.journal.lines
 
 
+async def test_heartbeats_carry_the_cursor(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with serving(tmp_path) as rig:
+        rig.journal.grow(2)
+        client = await rig.connect('{"accounts":["none"],"heartbeat":"30s"}')
+        await client.head()
+        begun = trio.current_time()
+        assert await client.head() == {"kind": "heartbeat", "cursor": "ep:2"}
+        rig.journal.grow(1)
+        assert await client.head() == {"kind": "heartbeat", "cursor": "ep:3"}
+        assert trio.current_time() - begun == pytest.approx(60.0, abs=0.1)
+
+
+async def test_a_half_closed_reader_that_goes_is_noticed_at_once(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with serving(tmp_path) as rig:
+        client = await rig.connect("{}")
+        await client.head()
+        await client.stream.send_eof()
+        await trio.sleep(1000)
+        rig.journal.grow(1)  # it still reads
+        assert await client.lines(1) == rig.journal.lines
+        assert rig.server.statistics().active == 1
+        await client.stream.aclose()
+        await trio.sleep(0.1)  # time jumps only when every task waits, and a hang-up is ready
+        assert not rig.server.statistics().active
+        assert rig.journal.open == 0
+
+
 async def test_too_many(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with serving(tmp_path, max_subscribers=1) as rig:
         first = await rig.connect("{}")
