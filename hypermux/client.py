@@ -75,6 +75,9 @@ MAX_LINE = 64 * 1024 * 1024
 _READ = 128 * 1024
 
 _CURSOR = re.compile(r"[^\s:]{1,40}:[0-9]{1,20}")
+_DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(ms|s|min|m|h|d) ?")
+_DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+")
+_UNITS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _EVENT_KEY = b',"event":'
 # `,"crc":"` + 8 hex digits + `"}` + a line feed
 _SEAL = 19
@@ -188,14 +191,15 @@ class Client(Iterator[Record]):
 
     path          the service's unix socket
     after         a cursor, "start" or "live" (the default: from now on)
-    since, until  RFC 3339 text, seconds since 1970, a datetime, or a timedelta back from now
+    since, until  RFC 3339 text, seconds since 1970, a datetime, or back from now: a timedelta or
+                  "1h30m"
     accounts, regions    globs; any of them
     kinds         kinds of records; by default what is selected never hides gaps and states
     filters       as `docker events` has them: {"event": ["start", "die"], "label": ["env=prod"]}
     follow        False: end at what is there now
     limit         end after so many records
-    heartbeat_s   have the service send its cursor so often while nothing else is sent, to
-                  `on_heartbeat`; one that misses three is taken for gone
+    heartbeat_s   have the service send its cursor so often (1 s to 1 h) while nothing else is
+                  sent, to `on_heartbeat`; one that misses three is taken for gone
     wait          wait for a service that is not there yet, too
     reconnect     False: raise Unavailable when the service goes away
     told          is given one sentence when the service goes away and when it is back
@@ -232,7 +236,7 @@ class Client(Iterator[Record]):
             "filters": None if filters is None else dict(filters),
             "follow": None if follow else False,
             "limit": limit,
-            "heartbeat": heartbeat_s,
+            "heartbeat": None if heartbeat_s is None else f"{heartbeat_s:.3f}s",
         }
         self._silence_s = None if heartbeat_s is None else MISSED * heartbeat_s + GRACE_S
         self._on_heartbeat = on_heartbeat
@@ -538,9 +542,14 @@ def _texts(values: Sequence[str]) -> list[str] | None:
 
 
 def _moment(moment: Moment | None) -> str | None:
-    """Return a time as the service takes it."""
-    if moment is None or isinstance(moment, str):
-        return moment
+    """Return a time as the service takes it. What counts from now counts from now for good."""
+    if moment is None:
+        return None
+    if isinstance(moment, str):
+        if not _DURATION.fullmatch(moment):
+            return moment
+        parts = _DURATION_PART.findall(moment)
+        moment = timedelta(seconds=sum(float(number) * _UNITS_S[unit] for number, unit in parts))
     if isinstance(moment, timedelta):
         moment = time.time() - moment.total_seconds()
     elif isinstance(moment, datetime):

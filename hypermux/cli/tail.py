@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeAlias
 
 import click
 
+from hypermux.cli.consuming import Consumer, Handing, Place, Printing, end_cut_line
 from hypermux.cli.filtering import read_filters
 from hypermux.cli.printing import make_formatter, notice, printing_options
 from hypermux.cli.sockets import find_socket, socket_options
 from hypermux.core.moments import moment_ns
 from hypermux.downstream.console import Color, Output, Printer, StdoutWriter
-from hypermux.downstream.follow import follow
+from hypermux.downstream.follow import Block
+from hypermux.downstream.follow import follow as follow_stream
+from hypermux.downstream.handing import Command
+from hypermux.downstream.lookback import begin_of_last
 from hypermux.model.errors import UsageFault
 from hypermux.model.records import Cursor, Kind
 
@@ -27,18 +33,29 @@ from hypermux.model.records import Cursor, Kind
 _SHOWN = [Kind.EVENT, Kind.GAP, Kind.STATE, Kind.UNPARSED]
 _SHOWN_RAW = [Kind.EVENT, Kind.GAP, Kind.UNPARSED]
 
+# A selection may have nothing for days: the cursor moves so often without, and after a restart that
+# much is looked through again.
+_HEARTBEAT = "5s"
+
+SignalHandler: TypeAlias = Callable[[int, FrameType | None], None]
+
 
 @click.command("tail")
 @socket_options
 @click.option("--after", metavar="CURSOR|start", help="Begin behind EPOCH:SEQ, or at the start.")
 @click.option("--since", metavar="TIME", help="From a time on: RFC 3339, seconds, or 10min back.")
 @click.option("--until", metavar="TIME", help="Up to a time, likewise; ends there.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), help="Begin with the last N records.")
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="As docker events.")
 @click.option("--account", "accounts", multiple=True, metavar="GLOB", help="These accounts.")
 @click.option("--region", "regions", multiple=True, metavar="GLOB", help="These regions.")
 @click.option("--kinds", multiple=True, metavar="KIND[,KIND]", help="Kinds of records.")
-@click.option("-n", "--limit", type=click.IntRange(min=1), help="End after so many records.")
-@click.option("--no-follow", is_flag=True, help="End at what is there now.")
+@click.option("--limit", type=click.IntRange(min=1), help="End after so many records.")
+@click.option(
+    "-f", "--follow/--no-follow", default=True, help="Go on (the default), or end at what is there."
+)
+@click.option("--cursor-file", metavar="FILE", help="Keep the place there, and begin there.")
+@click.option("--exec", "run", metavar="CMD", help="Run a shell command for each record.")
 @printing_options
 def command(
     socket_path: Path | None,
@@ -46,12 +63,15 @@ def command(
     after: str | None,
     since: str | None,
     until: str | None,
+    lines: int | None,
     filters: tuple[str, ...],
     accounts: tuple[str, ...],
     regions: tuple[str, ...],
     kinds: tuple[str, ...],
     limit: int | None,
-    no_follow: bool,
+    follow: bool,
+    cursor_file: str | None,
+    run: str | None,
     output: Output | None,
     color: Color,
 ) -> None:
@@ -59,10 +79,20 @@ def command(
 
     A service that restarts is waited for and read on without a gap or a repeat. Selecting by
     account, region or filter never hides a loss: gap and state records of the accounts and
-    regions selected are shown, too, unless --kinds leaves them out. Ctrl-C ends it, with
-    exit code 0.
+    regions selected are shown, too, unless --kinds leaves them out. Ctrl-C and SIGTERM end it,
+    with exit code 0.
+
+    --cursor-file: a FILE that holds a cursor is where to begin; otherwise --after start, --since
+    or -n say so, for the first time. It is written while records are printed, behind each write:
+    after a kill -9 the last block (128 KiB at the most) may come again, and none is missing.
+
+    --exec: CMD has a record on its standard input, as JSON unless -o says otherwise, and its
+    cursor in HYPERMUX_CURSOR. When it fails it is run again for the same record, less and less
+    often; the cursor moves when it has exited with 0.
     """
-    formatter = make_formatter(output, color)
+    if lines is not None and after is not None:
+        raise UsageFault("-n counts back from the end and --after names a place: choose one")
+    formatter = make_formatter(output or (None if run is None else "json"), color)
     request: dict[str, Any] = {}
     if after is not None:
         request["after"] = _checked_after(after)
@@ -76,15 +106,33 @@ def command(
     if regions:
         request["regions"] = list(regions)
     wanted = [kind for text in kinds for kind in text.split(",") if kind]
-    if not wanted and formatter.output != "json":
+    if not wanted and (formatter.output != "json" or run is not None):
         wanted = [*(_SHOWN_RAW if formatter.output == "raw" else _SHOWN)]
     if wanted:
         request["kinds"] = wanted
     if limit is not None:
         request["limit"] = limit
-    if no_follow:
+    if not follow:
         request["follow"] = False
-    print_records(socket_path or find_socket(config), request, formatter)
+    path = socket_path or find_socket(config)
+    place = Place() if cursor_file is None else Place.open(cursor_file)
+    with place:
+        goes_on = cursor_file is not None and _goes_on(request, place, cursor_file)
+        if cursor_file is not None:
+            end_cut_line()
+            request["heartbeat"] = _HEARTBEAT
+        consumer: Consumer = Printing(formatter, place=place)
+        stop: SignalHandler = _interrupt
+        if run is not None:
+            handed = Command(run, notice, time.sleep, random.Random(), StdoutWriter().gone)
+            consumer, stop = Handing(formatter, handed, place), handed.stop
+        try:
+            with _signals(stop):
+                consume(path, request, consumer, last=None if goes_on else lines)
+        except UsageFault as error:
+            if not goes_on:
+                raise
+            raise UsageFault(f"{error} (remove {cursor_file} to begin anew)") from None
 
 
 def print_records(path: Path, request: Mapping[str, Any], printer: Printer) -> None:
@@ -92,19 +140,70 @@ def print_records(path: Path, request: Mapping[str, Any], printer: Printer) -> N
 
     Raises Unreachable, UsageFault for a refused request, BrokenStdout and DiskFault.
     """
-    writer = StdoutWriter()
-    rng = random.Random()
+    consume(path, request, Printing(printer))
+
+
+def consume(
+    path: Path, request: Mapping[str, Any], consumer: Consumer, *, last: int | None = None
+) -> None:
+    """Give a service's records to a consumer until the request is fulfilled, or until Ctrl-C.
+
+    With `last` it begins so many records before the end. Raises Unreachable, UsageFault for a
+    refused request, and what the consumer raises.
+    """
+    before_wait = StdoutWriter().wait_unless_gone
+
+    def began(cursor: Cursor) -> None:
+        _tell_cursor(cursor)
+        consumer.take(Block(b"", cursor))
+
     with contextlib.suppress(KeyboardInterrupt):
-        for block in follow(
+        if last is not None:
+            after = begin_of_last(path, request, last, notice=notice, before_wait=before_wait)
+            request = {**request, "after": after}
+        for block in follow_stream(
             path,
             request,
             notice=notice,
             sleep=time.sleep,
-            rng=rng,
-            before_wait=writer.wait_unless_gone,
-            began=_tell_cursor,
+            rng=random.Random(),
+            before_wait=before_wait,
+            began=began,
+            read_size=consumer.read_size,
         ):
-            writer.write(printer.format(block))
+            consumer.take(block)
+
+
+def _goes_on(request: dict[str, Any], place: Place, file: str) -> bool:
+    """Have the request begin where the cursor file says; say whether it says anything.
+
+    Raises UsageFault where the command line says something else.
+    """
+    cursor = place.cursor
+    if cursor is None:
+        return False
+    if request.get("after", "start") != "start":
+        raise UsageFault(f"--after {request['after']}, but {file} holds {cursor}: choose one")
+    request["after"] = cursor
+    # It was where to begin the first time; what lies behind the cursor is wanted whatever its age.
+    request.pop("since", None)
+    return True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _signals(stop: SignalHandler) -> Iterator[None]:
+    """Have SIGTERM end us as Ctrl-C does. What whoever started us chose to ignore stays ignored."""
+    heeded = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tell_cursor(cursor: Cursor) -> None:

@@ -147,6 +147,12 @@ class StdoutWriter:
             except OSError as exc:
                 raise DiskFault(f"cannot write to stdout: {exc.strerror}") from exc
 
+    def gone(self) -> bool:
+        """Say whether our reader has gone."""
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        return any(ready & select.POLLERR for _, ready in poll.poll(0))
+
     def wait_unless_gone(self, source: socket.socket) -> None:
         """Return when `source` can be read. Raises BrokenStdout when our own reader has gone.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from attrs import define
+from attrs import define, frozen
 
 from hypermux.core.backoff import full_jitter
 from hypermux.core.lines import last_seq
@@ -27,27 +27,45 @@ from hypermux.model.records import Cursor
 RETRY_MIN_S, RETRY_MAX_S = 0.2, 10.0
 # An event's limit is a setting and may be large; no record comes near this.
 MAX_LINE = 64 * 1024 * 1024
-_READ = 128 * 1024
+READ = 128 * 1024
 # Error lines that another request would not get: the fault is in what was asked.
 _OURS = ("request", "cursor")
+
+_RECORD, _OWN = b'{"seq":', b'{"kind":'
 
 # May wait until the socket can be read, and raise when nobody wants what comes.
 Wait: TypeAlias = Callable[[socket.socket], None]
 
 
+@frozen
+class Block:
+    """Whole record lines and the cursor behind them.
+
+    None at all when the service only told its place: what lies before it was not selected.
+    """
+
+    lines: bytes
+    cursor: Cursor
+
+
 @define(eq=False)
 class Stream:
-    """One subscription. `cursor` is the last record that `blocks` gave, or where it began."""
+    """One subscription. `cursor` is that of the last block given, or where it began."""
 
     sock: socket.socket
     cursor: Cursor
     before_wait: Wait
+    read_size: int = READ
     complete: bool = False
     _rest: bytes = b""
 
     @classmethod
     def open(
-        cls, path: Path, request: Mapping[str, Any], before_wait: Wait = lambda _: None
+        cls,
+        path: Path,
+        request: Mapping[str, Any],
+        before_wait: Wait = lambda _: None,
+        read_size: int = READ,
     ) -> Stream:
         """Connect and subscribe; `before_wait` is called before every read of the socket.
 
@@ -62,14 +80,11 @@ class Stream:
             # A service that turns us away says why, and that can still be read.
             with contextlib.suppress(OSError):
                 sock.sendall(json.dumps(request, separators=(",", ":")).encode() + b"\n")
-            stream = cls(sock, Cursor("", 0), before_wait)
+            stream = cls(sock, Cursor("", 0), before_wait, read_size)
             first = stream._first_line()
             if first.get("kind") != "subscribed":
                 raise _refused(first)
-            try:
-                stream.cursor = Cursor.parse(str(first.get("cursor")))
-            except ValueError as exc:
-                raise Unreachable(f"the service's first line has no cursor: {exc}") from None
+            stream.cursor = _cursor_of(first)
             return stream
         except BaseException:
             sock.close()
@@ -86,8 +101,8 @@ class Stream:
         line, _, self._rest = self._rest.partition(b"\n")
         return _own_line(line)
 
-    def blocks(self) -> Iterator[bytes]:
-        """Yield blocks of whole record lines until the stream ends.
+    def blocks(self) -> Iterator[Block]:
+        """Yield blocks until the stream ends.
 
         `complete` then tells whether that was the end of what was asked for. Raises
         HypermuxError for a fault that the service reports.
@@ -96,15 +111,8 @@ class Stream:
         while True:
             cut = held.rfind(b"\n") + 1
             if cut:
-                block, held = held[:cut], held[cut:]
-                own = block.rfind(b"\n", 0, -1) + 1
-                if block.startswith(b'{"seq":', own):
-                    own = len(block)  # the last line is a record, too
-                if own:
-                    self.cursor = Cursor(self.cursor.epoch, last_seq(block[:own]))
-                    yield block[:own]
-                if own < len(block):
-                    self._take_own(block[own:])
+                whole, held = held[:cut], held[cut:]
+                yield from self._blocks_of(whole)
             if len(held) > MAX_LINE:
                 raise Unreachable(f"the service sent a line of over {MAX_LINE >> 20} MiB")
             # A long line comes in many reads: they are joined once, not added up one by one.
@@ -119,17 +127,37 @@ class Stream:
             if not data:
                 return
 
+    def _blocks_of(self, whole: bytes) -> Iterator[Block]:
+        """Yield the blocks in whole lines. What the service says itself may stand anywhere."""
+        last, at = whole.rfind(b"\n", 0, -1) + 1, 0
+        while at < len(whole):
+            own = whole.find(b"\n" + _OWN, at) + 1
+            if whole.startswith(_OWN, at):
+                own = at
+            elif not own:
+                # Also what is no line of ours at all.
+                own = len(whole) if whole.startswith(_RECORD, last) else last
+            if own > at:
+                lines, at = whole[at:own], own
+                self.cursor = Cursor(self.cursor.epoch, last_seq(lines))
+                yield Block(lines, self.cursor)
+            else:
+                line, at = whole[at : whole.index(b"\n", at) + 1], whole.index(b"\n", at) + 1
+                self._take_own(line)
+                yield Block(b"", self.cursor)
+
     def _take_own(self, line: bytes) -> None:
-        """Take the service's own last line. Raises what an error line says."""
-        last = _own_line(line)
-        if last.get("kind") != "end":
-            raise _refused(last)
-        self.complete = True
+        """Take what the service says itself. Raises what an error line says."""
+        said = _own_line(line)
+        if said.get("kind") not in ("end", "heartbeat"):
+            raise _refused(said)
+        self.cursor = _cursor_of(said)
+        self.complete = said["kind"] == "end"
 
     def _receive(self) -> bytes:
         self.before_wait(self.sock)
         try:
-            return self.sock.recv(_READ)
+            return self.sock.recv(self.read_size)
         except ConnectionError:
             return b""
 
@@ -147,21 +175,22 @@ def follow(
     rng: random.Random,
     before_wait: Wait = lambda _: None,
     began: Callable[[Cursor], None] = lambda _: None,
-) -> Iterator[bytes]:
-    """Yield blocks of whole record lines, each record once, until the request is fulfilled.
+    read_size: int = READ,
+) -> Iterator[Block]:
+    """Yield blocks, each record once, until the request is fulfilled.
 
     A service that goes away is waited for and read on by cursor; `notice` is told in one
     sentence, and `began` of where it begins. Raises Unreachable when there is none to begin
     with, UsageFault for a refused request.
     """
-    stream = Stream.open(path, request, before_wait)
+    stream = Stream.open(path, request, before_wait, read_size)
     began(stream.cursor)
     left: int | None = request.get("limit")
     while True:
         try:
             for block in stream.blocks():
                 if left is not None:
-                    left -= block.count(b"\n")
+                    left -= block.lines.count(b"\n")
                 yield block
         finally:
             stream.close()
@@ -173,23 +202,24 @@ def follow(
         notice(
             f"the service closed the connection; waiting for it, to read on from {stream.cursor}"
         )
-        stream = _reopen(path, rest, sleep=sleep, rng=rng, before_wait=before_wait)
+        stream = _reopen(path, rest, before_wait, read_size, sleep=sleep, rng=rng)
         notice("connected again")
 
 
 def _reopen(
     path: Path,
     request: Mapping[str, Any],
+    before_wait: Wait,
+    read_size: int,
     *,
     sleep: Callable[[float], None],
     rng: random.Random,
-    before_wait: Wait,
 ) -> Stream:
     attempt = 0
     while True:
         sleep(full_jitter(attempt, min_s=RETRY_MIN_S, max_s=RETRY_MAX_S, rng=rng))
         try:
-            return Stream.open(path, request, before_wait)
+            return Stream.open(path, request, before_wait, read_size)
         except Unreachable:
             attempt += 1
 
@@ -215,6 +245,13 @@ def _own_line(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Unreachable("this is not a hypermux socket: it sent a line that is not a JSON object")
     return value
+
+
+def _cursor_of(said: Mapping[str, Any]) -> Cursor:
+    try:
+        return Cursor.parse(str(said.get("cursor")))
+    except ValueError as exc:
+        raise Unreachable(f"the service names no cursor: {exc}") from None
 
 
 def _refused(line: Mapping[str, Any]) -> HypermuxError:

@@ -163,7 +163,8 @@ class TestAsking:
     @pytest.mark.parametrize(
         ("moment", "sent"),
         [
-            ("10m", "10m"),
+            ("2016-10-13T16:22:54.25Z", "2016-10-13T16:22:54.25Z"),
+            ("soon", "soon"),
             (1.5, "1.500000"),
             (datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), "1.000000"),
         ],
@@ -173,12 +174,15 @@ class TestAsking:
         list(Client(service.path, since=moment))
         assert service.requests[0]["since"] == sent
 
-    def test_a_timedelta_counts_back(self, start: Start) -> None:
-        service = start([subscribed("ep:0"), end("ep:0")])
+    @pytest.mark.parametrize("back", [timedelta(hours=1), "1h", "59m 60s", "0.5h30min"])
+    def test_durations_count_back_once(self, start: Start, back: Any) -> None:
+        """Or a client that is behind would skip what got too old while it was reading."""
+        service = start([subscribed("ep:0")], [subscribed("ep:0"), end("ep:0")])
         before = datetime.now().timestamp()
-        list(Client(service.path, since=timedelta(hours=1)))
-        asked = float(service.requests[0]["since"])
-        assert before - 3600.1 <= asked <= datetime.now().timestamp() - 3599.9
+        list(Client(service.path, since=back))
+        first, second = service.requests
+        assert before - 3600.1 <= float(first["since"]) <= datetime.now().timestamp() - 3599.9
+        assert second["since"] == first["since"]
 
     def test_nothing_is_the_default(self, start: Start) -> None:
         service = start([subscribed("ep:0"), end("ep:0")])
@@ -247,6 +251,7 @@ class TestRestarts:
         with Client(service.path, heartbeat_s=5, on_heartbeat=heard.append) as records:
             assert [r.cursor for r in records] == ["ep:1"]
         assert heard == ["ep:900", "ep:901"]
+        assert service.requests[0] == {"heartbeat": "5.000s"}
         assert [r.get("after") for r in service.requests] == [None, "ep:901"]
         assert records.cursor == "ep:950"
 

@@ -26,9 +26,9 @@ from scripted import (
     unheard,
 )
 
-from hypermux.downstream.follow import Stream, follow
+from hypermux.downstream.follow import Block, Stream, follow
 from hypermux.model.errors import Unreachable, UsageFault
-from hypermux.model.records import Checkpoint, Gap
+from hypermux.model.records import Checkpoint, Cursor, Gap
 
 pytestmark = pytest.mark.live
 
@@ -73,7 +73,8 @@ class TestTail:
         service = start([subscribed("ep:0"), end("ep:0")])
         done = tail(
             service.path, "--after", "ab:7", "--filter", "event=start,label=a=b", "--account", "p*",
-            "--region", "us-*", "--kinds", "event,gap", "--since", "1.5", "-n", "3", "-o", "line",
+            "--region", "us-*", "--kinds", "event,gap", "--since", "1.5", "--limit", "3",
+            "-o", "line",
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, b"")
         (request,) = service.requests
@@ -225,7 +226,8 @@ class TestFollow:
         notices: list[str] = []
         naps: list[float] = []
         got = b"".join(
-            follow(
+            block.lines
+            for block in follow(
                 service.path,
                 {"after": "live", "limit": 4},
                 notice=notices.append,
@@ -255,7 +257,7 @@ class TestFollow:
 
         rng = random.Random(2)
         blocks = follow(path, {"limit": 2}, notice=unheard, sleep=sleep, rng=rng)
-        assert b"".join(blocks) == record(1) + record(2)
+        assert b"".join(block.lines for block in blocks) == record(1) + record(2)
         assert len(naps) == 4
         assert 0 < max(naps) <= 10
         later[0].close()
@@ -268,7 +270,7 @@ class TestFollow:
         blocks = follow(
             service.path, {}, notice=unheard, sleep=lambda _: None, rng=random.Random(1)
         )
-        assert next(blocks) == record(1)
+        assert next(blocks).lines == record(1)
         with pytest.raises(UsageFault, match="rewritten"):
             next(blocks)
 
@@ -294,7 +296,7 @@ class TestFollow:
         )
         stream = Stream.open(service.path, {})
         with pytest.raises(Unreachable, match="disk"):
-            b"".join(stream.blocks())
+            list(stream.blocks())
         stream.close()
 
     def test_records_before_a_fault_are_given(self, start: Start) -> None:
@@ -302,7 +304,7 @@ class TestFollow:
         service = start([subscribed("ep:0") + record(1) + record(2) + fault])
         stream = Stream.open(service.path, {})
         blocks = stream.blocks()
-        assert next(blocks) == record(1) + record(2)
+        assert next(blocks) == Block(record(1) + record(2), Cursor("ep", 2))
         assert str(stream.cursor) == "ep:2"
         with pytest.raises(Unreachable, match="disk"):
             next(blocks)
@@ -320,6 +322,6 @@ class TestFollow:
         stream = Stream.open(service.path, {})
         blocks = list(stream.blocks())
         stream.close()
-        assert all(block.endswith(b"\n") for block in blocks)
-        assert b"".join(blocks) == b"".join(map(record, range(1, 20)))
+        assert all(block.lines.endswith(b"\n") for block in blocks)
+        assert b"".join(block.lines for block in blocks) == b"".join(map(record, range(1, 20)))
         assert str(stream.cursor) == "ep:19"
