@@ -23,6 +23,7 @@ COMMANDS = {
     "tail": "Read the stream of a running service, from any point.",
     "status": "Show how a running service and its sources fare.",
     "reload": "Have a running service take up a changed configuration.",
+    "journal": "List, check, read and repair the files of a journal.",
     "check": "Check a configuration and say what running it means.",
     "accounts": "Add, list and remove accounts.",
     "sign": "Print a signed request without sending it.",

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
@@ -16,22 +15,16 @@ from typing import Any, TypeAlias
 import click
 
 from hypermux.cli.consuming import Consumer, Handing, Place, Printing, end_cut_line
-from hypermux.cli.filtering import read_filters
 from hypermux.cli.printing import make_formatter, notice, printing_options
+from hypermux.cli.selecting import build_request, selection_options
 from hypermux.cli.sockets import find_socket, socket_options
-from hypermux.core.moments import moment_ns
 from hypermux.downstream.console import Color, Output, Printer, StdoutWriter
 from hypermux.downstream.follow import Block
 from hypermux.downstream.follow import follow as follow_stream
 from hypermux.downstream.handing import Command
 from hypermux.downstream.lookback import begin_of_last
 from hypermux.model.errors import UsageFault
-from hypermux.model.records import Cursor, Kind
-
-# Checkpoints are for programs that keep cursors; the other forms have nothing to show of them,
-# and a limit should count what is shown.
-_SHOWN = [Kind.EVENT, Kind.GAP, Kind.STATE, Kind.UNPARSED]
-_SHOWN_RAW = [Kind.EVENT, Kind.GAP, Kind.UNPARSED]
+from hypermux.model.records import Cursor
 
 # A selection may have nothing for days: the cursor moves so often without, and after a restart that
 # much is looked through again.
@@ -42,15 +35,8 @@ SignalHandler: TypeAlias = Callable[[int, FrameType | None], None]
 
 @click.command("tail")
 @socket_options
-@click.option("--after", metavar="CURSOR|start", help="Begin behind EPOCH:SEQ, or at the start.")
-@click.option("--since", metavar="TIME", help="From a time on: RFC 3339, seconds, or 10min back.")
-@click.option("--until", metavar="TIME", help="Up to a time, likewise; ends there.")
+@selection_options
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Begin with the last N records.")
-@click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="As docker events.")
-@click.option("--account", "accounts", multiple=True, metavar="GLOB", help="These accounts.")
-@click.option("--region", "regions", multiple=True, metavar="GLOB", help="These regions.")
-@click.option("--kinds", multiple=True, metavar="KIND[,KIND]", help="Kinds of records.")
-@click.option("--limit", type=click.IntRange(min=1), help="End after so many records.")
 @click.option(
     "-f", "--follow/--no-follow", default=True, help="Go on (the default), or end at what is there."
 )
@@ -60,20 +46,13 @@ SignalHandler: TypeAlias = Callable[[int, FrameType | None], None]
 def command(
     socket_path: Path | None,
     config: Path | None,
-    after: str | None,
-    since: str | None,
-    until: str | None,
     lines: int | None,
-    filters: tuple[str, ...],
-    accounts: tuple[str, ...],
-    regions: tuple[str, ...],
-    kinds: tuple[str, ...],
-    limit: int | None,
     follow: bool,
     cursor_file: str | None,
     run: str | None,
     output: Output | None,
     color: Color,
+    **selection: Any,
 ) -> None:
     """Print the records of a running service: from now on, or from any point.
 
@@ -90,28 +69,10 @@ def command(
     cursor in HYPERMUX_CURSOR. When it fails it is run again for the same record, less and less
     often; the cursor moves when it has exited with 0.
     """
-    if lines is not None and after is not None:
+    if lines is not None and selection["after"] is not None:
         raise UsageFault("-n counts back from the end and --after names a place: choose one")
     formatter = make_formatter(output or (None if run is None else "json"), color)
-    request: dict[str, Any] = {}
-    if after is not None:
-        request["after"] = _checked_after(after)
-    for key, moment in (("since", since), ("until", until)):
-        if moment is not None:
-            request[key] = _moment(key, moment)
-    if filters:
-        request["filters"] = read_filters(filters).encode()
-    if accounts:
-        request["accounts"] = list(accounts)
-    if regions:
-        request["regions"] = list(regions)
-    wanted = [kind for text in kinds for kind in text.split(",") if kind]
-    if not wanted and (formatter.output != "json" or run is not None):
-        wanted = [*(_SHOWN_RAW if formatter.output == "raw" else _SHOWN)]
-    if wanted:
-        request["kinds"] = wanted
-    if limit is not None:
-        request["limit"] = limit
+    request = build_request(formatter.output, checkpoints=run is None, **selection)
     if not follow:
         request["follow"] = False
     path = socket_path or find_socket(config)
@@ -210,28 +171,3 @@ def _tell_cursor(cursor: Cursor) -> None:
     """Show a person where the stream begins: the epoch is in no record."""
     if sys.stderr.isatty():
         notice(f"reading after {cursor}")
-
-
-def _checked_after(text: str) -> str:
-    if text in ("start", "live"):
-        return text
-    try:
-        return str(Cursor.parse(text))
-    except ValueError as error:
-        raise UsageFault(f"--after: {error}; or start") from None
-
-
-def _moment(option: str, text: str) -> str:
-    """Return a time as the service takes it. A duration counts back from now, once and for all."""
-    try:
-        moment = moment_ns(text, time.time_ns())
-    except ValueError as error:
-        form = str(error)
-        try:
-            local = datetime.fromisoformat(text)  # without an offset: this machine's time
-            moment = int(local.astimezone().timestamp()) * 10**9 + local.microsecond * 1000
-        except (ValueError, OverflowError):  # at the ends of the calendar
-            moment = -1
-        if moment < 0:
-            raise UsageFault(f"--{option}: {form}") from None
-    return f"{moment // 10**9}.{moment % 10**9:09d}"

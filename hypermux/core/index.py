@@ -115,6 +115,10 @@ class Index:
                 return seq
         return None
 
+    def blocks(self) -> list[tuple[int, int, int, int]]:
+        """Return of each block its first seq, its offset, its least and its largest `at`."""
+        return list(zip(self._seqs, self._offsets, self._least, self._largest, strict=True))
+
     @property
     def largest_ns(self) -> int:
         """The largest `at` of any record; NEVER_NS without records."""
@@ -126,8 +130,7 @@ class Index:
         head = _Head(
             _FORMAT, self.first_seq, self.last_seq, self.size, self.crc, least, self.largest_ns
         )
-        blocks = zip(self._seqs, self._offsets, self._least, self._largest, strict=True)
-        lines = (head, _Blocks(list(blocks)))
+        lines = (head, _Blocks(self.blocks()))
         return b"".join(seal(msgspec.json.encode(line)[:-1]) for line in lines) + coverage
 
     @classmethod

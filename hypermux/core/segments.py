@@ -34,7 +34,7 @@ CURRENT = "current.ndjson"
 _HIDDEN = 64
 
 _NAME = re.compile(r"(\d{20})\.ndjson", re.ASCII)
-_BESIDE = re.compile(r"(\d{20})\.(?:sources|index|[^.]+\.torn)", re.ASCII)
+_BESIDE = re.compile(r"(\d{20})\.(?:sources|index|[^.]+\.torn|(?:.+\.)?[^.]+\.damaged)", re.ASCII)
 
 
 def segment_name(first_seq: int) -> str:
@@ -55,6 +55,11 @@ def sources_name(first_seq: int) -> str:
 def torn_name(seq: int, epoch: str) -> str:
     """Return the name for bytes cut off at `seq` when `epoch` began; no two cuts share one."""
     return f"{seq:020}.{epoch}.torn"
+
+
+def damaged_name(seq: int, epoch: str) -> str:
+    """Return the name for what the repair of `epoch` took out; `seq` is the first record lost."""
+    return f"{seq:020}.{epoch}.damaged"
 
 
 def first_seqs(names: list[str]) -> list[int]:

@@ -152,6 +152,12 @@ class MemoryStorage:
         self._fail_if_planned("write_file")
         self.files[path] = _MemoryFile(bytearray(data), len(data), True)
 
+    def move(self, path: Path, target: Path) -> None:
+        """See `Storage.move`; what was not synced of the file may still be lost."""
+        self._fail_if_planned("move")
+        file = self.files[target] = self.files.pop(path)
+        file.named = True
+
     def truncate(self, path: Path, size: int) -> None:
         """See `Storage.truncate`."""
         self._fail_if_planned("truncate")

@@ -143,13 +143,14 @@ class Opening:
         except FileNotFoundError:
             if segments:
                 raise DamagedData(
-                    f"{path} is missing, but there are segments: restore it from a copy, or move "
+                    f"{path} is missing, but there are segments: restore it from a copy, run "
+                    "`hypermux journal repair` (no older cursor fits then), or move "
                     f"{self.directory} aside to begin a new journal"
                 ) from None
         except ValueError as exc:
             raise DamagedData(
-                f"{path}: {exc}; restore it from a copy, or move {self.directory} aside to begin "
-                "a new journal"
+                f"{path}: {exc}; restore it from a copy, run `hypermux journal repair` (no older "
+                f"cursor fits then), or move {self.directory} aside to begin a new journal"
             ) from None
         return None
 
@@ -165,7 +166,7 @@ class Opening:
         """
         last = segments[-1]
         path = self.directory / segment_name(last)
-        coverage, index, recovery = self._scan(segments)
+        coverage, index, recovery, durable = self._scan(segments)
         if recovery.damaged:
             raise _damage(path, recovery)
         with translated(path, "read"):
@@ -175,13 +176,13 @@ class Opening:
         unsynced = manifest.unsynced_boot
         # Two unknown boots are not known to be the same.
         lost = unsynced is not None and (unsynced != self.boot or unsynced == "unknown")
-        missing = recovery.last_seq < recovery.durable
+        missing = recovery.last_seq < durable
         reasons = [
             text
             for holds, text in (
                 (cut, f"{cut} unsynced bytes were set aside"),
                 (taken_away, f"{newest} was taken away"),
-                (missing, f"records up to {recovery.durable} were taken away"),
+                (missing, f"records up to {durable} were taken away"),
                 (lost, 'the machine may have gone down under fsync = "never"'),
             )
             if holds
@@ -201,12 +202,19 @@ class Opening:
                 self.storage.rewrite(path, recovery.settled, recovery.keep)
         return manifest, coverage, index, cut, "; ".join(reasons) or None
 
-    def _scan(self, segments: list[int]) -> tuple[Coverage, Index, Recovery]:
-        """Read the last segment; return what is true behind its last good record."""
+    def _scan(self, segments: list[int]) -> tuple[Coverage, Index, Recovery, int]:
+        """Read the last segment; return what is true behind its last good record.
+
+        And the last record that is known to have been synced. A file that is shorter than its mark
+        knows was cut short, or copied before its mark was: its end is missing, and not damaged.
+        """
         last = segments[-1]
         path = self.directory / segment_name(last)
         mark = self._mark(last)
-        durable = last - 1 if mark is None else mark[0].last_seq
+        marked = last - 1 if mark is None else mark[0].last_seq
+        with translated(path, "read"):
+            short = mark is not None and self.storage.size(path) < mark[0].size
+        durable = last - 1 if short else marked
         if mark is not None and self._unharmed(path, mark[0]):
             index, coverage = mark
         else:
@@ -220,7 +228,8 @@ class Opening:
         with translated(path, "read"):
             for data in read_blocks(self.storage, path, index.size):
                 recoverer.feed(data)
-        return coverage, index, recoverer.finish()
+        recovery = recoverer.finish()
+        return coverage, index, recovery, max(marked, recovery.durable)
 
     def _mark(self, last: int) -> tuple[Index, Coverage] | None:
         try:
@@ -282,14 +291,14 @@ def _damage(path: Path, recovery: Recovery) -> DamagedData:
     return DamagedData(
         f"{path}: line {bad.line} at byte {bad.offset} is damaged: {bad.reason}. Records up to "
         f"{recovery.durable} had been synced, so this is not an unfinished write, and nothing is "
-        "appended behind it. Restore the file from a copy, or move it aside: the journal then "
-        "goes on without its records, in a new epoch"
+        "appended behind it. Restore the file from a copy, or run `hypermux journal repair`: it "
+        "keeps what is good, tells readers what is lost, and begins a new epoch"
     )
 
 
 def _closed_damage(path: Path, bad: Bad) -> DamagedData:
     return DamagedData(
         f"{path}: line {bad.line} at byte {bad.offset} is damaged: {bad.reason}. It is read to "
-        "rebuild a missing .sources file. Restore either file from a copy, or move this segment "
-        "and all earlier ones aside"
+        "rebuild a missing .sources file. Restore either file from a copy, or run `hypermux "
+        "journal repair`: it keeps what is good, and tells readers what is lost"
     )

@@ -96,6 +96,9 @@ class Storage(Protocol):
     def write(self, path: Path, data: bytes) -> None:
         """Put a whole file in place, synced, all or nothing, over any earlier one."""
 
+    def move(self, path: Path, target: Path) -> None:
+        """Put a file in the place of another in its directory, synced; readers keep the other."""
+
     def truncate(self, path: Path, size: int) -> None:
         """Cut the file to its first `size` bytes, synced."""
 
@@ -141,6 +144,33 @@ def read_blocks(storage: Storage, path: Path, start: int = 0) -> Generator[bytes
         while data := file.read_at(start, BLOCK):
             yield data
             start += len(data)
+    finally:
+        file.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds the lock at `path`; one that may not be looked at is not held.
+
+    Looking takes a moment of the lock, shared: who begins in that moment finds it taken.
+    """
+    try:
+        file = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        file.close()
+    return False
+
+
+def settle(path: Path) -> None:
+    """Return when what the file has is on the disk, written by whomever. Raises OSError."""
+    file = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    try:
+        file.sync()
     finally:
         file.close()
 
@@ -217,6 +247,11 @@ class DiskStorage:
             file.close()
         os.rename(beside, path)
         self.sync_names(path.parent)
+
+    def move(self, path: Path, target: Path) -> None:
+        """See `Storage.move`."""
+        os.rename(path, target)
+        self.sync_names(target.parent)
 
     def truncate(self, path: Path, size: int) -> None:
         """See `Storage.truncate`."""
