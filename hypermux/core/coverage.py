@@ -18,7 +18,9 @@ Rules, for the records of one source in order:
     anything else changes nothing but the time of the last record
 
 Of a source whose upstream remembers its events, what was recorded is remembered here too, from the
-first `up` on that has an `anchor` until its coverage ends. No other source pays for it.
+first `up` on that has an `anchor` until its coverage ends. No other source pays for it. Events that
+are recorded in an open outage are what that memory held of it: until the gap behind them, or `up`,
+is recorded too, they are no proof that nothing else is missing.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ class Coverage:
             known.last_at_ns = at_ns
         if isinstance(item, (Event, Unparsed)):
             if known.recollection is not None:
-                known.recollection.note(item)
+                known.recollection.note(item, proven=known.outage_from_ns is None)
             return
         if isinstance(item, StateChange):
             if item.state == "up":
@@ -115,6 +117,7 @@ class Coverage:
                 known.outage_from_ns = known.cause = None
                 if item.anchor is not None:
                     known.recollection = _anchored(known.recollection, item.anchor, at_ns)
+                _believe(known.recollection)
             elif item.state == "down":
                 if known.outage_from_ns is None:
                     known.outage_from_ns = at_ns if item.from_ns is None else item.from_ns
@@ -127,6 +130,7 @@ class Coverage:
             begun = known.outage_from_ns
             if begun is not None and item.from_ns <= begun <= item.to_ns:
                 known.outage_from_ns = known.since_ns = item.to_ns
+                _believe(known.recollection)
 
     @property
     def wall_ns(self) -> int:
@@ -181,6 +185,12 @@ class Coverage:
         except ValueError as exc:
             raise BadLine(str(exc)) from None
         return cls(stored.through, sources, stored.service_at)
+
+
+def _believe(recollection: Recollection | None) -> None:
+    """What was recorded of an outage has been told to its end."""
+    if recollection is not None:
+        recollection.seen.unproven = 0
 
 
 def _covered(stored: _StoredSource) -> SourceCoverage:

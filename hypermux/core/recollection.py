@@ -24,6 +24,7 @@ class Stored(msgspec.Struct):
     anchor: str
     events: str
     containers: list[Packed]
+    unproven: int = 0
 
 
 @define
@@ -37,9 +38,12 @@ class Recollection:
     implied: Implied = field(factory=Implied)
     since_ns: int = 0
 
-    def note(self, item: Event | Unparsed, digest: bytes | None = None) -> None:
+    def note(
+        self, item: Event | Unparsed, digest: bytes | None = None, *, proven: bool = True
+    ) -> None:
         """Take in the next event of the source; its `digest` if it is known.
 
+        `proven`: it was not recorded in an outage that has not ended; see `resume`.
         A synthetic one was never the engine's, and is no part of its memory.
         """
         time_ns = None
@@ -48,7 +52,7 @@ class Recollection:
             if item.synthetic:
                 return
             time_ns = item.time_ns
-        self.seen.add(digest_of(item) if digest is None else digest, time_ns)
+        self.seen.add(digest_of(item) if digest is None else digest, time_ns, proven=proven)
 
     def copy(self) -> Recollection:
         """Return another one that holds the same."""
@@ -57,11 +61,13 @@ class Recollection:
     def stored(self) -> Stored:
         """Return it for a file."""
         anchor = self.seen.anchor or b""
-        return Stored(self.since_ns, anchor.hex(), self.seen.pack(), self.implied.pack())
+        seen = self.seen
+        return Stored(self.since_ns, anchor.hex(), seen.pack(), self.implied.pack(), seen.unproven)
 
     @classmethod
     def of(cls, stored: Stored) -> Recollection:
         """Read it from a file. Raises ValueError."""
         anchor = bytes.fromhex(stored.anchor)
         seen, implied = Seen.unpack(stored.events, anchor), Implied.unpack(stored.containers)
+        seen.unproven = stored.unproven
         return cls(seen, implied, stored.since)

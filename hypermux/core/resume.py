@@ -18,6 +18,8 @@ Rules of a resume (`compare`):
 - The anchor is the newest event of the snapshot when a source came up: everything up to it was
   seen, emitted or before our time. It is how a source knows its first snapshot, none of which it
   records. Empty: there was none. A source without one is not known.
+- What was recorded in an outage that has not ended proves nothing: a life before this one was
+  telling what it found, and was cut off before it could tell that more is missing.
 - Of a backlog that was asked for by time, what lies before its first remembered event is older
   than the memory, and passed over: a time is not a place in it.
 - What is emitted may come on the live stream too: it is dropped there, by count.
@@ -79,10 +81,12 @@ class Seen:
     """The last events of a source, as digests with their times (ns since 1970; 0: none).
 
     `anchor` is the digest of the newest event of a snapshot up to which nothing is new; empty when
-    that snapshot was; None as long as the source is not known.
+    that snapshot was; None as long as the source is not known. The last `unproven` were recorded
+    in an outage that has not ended.
     """
 
     anchor: bytes | None = None
+    unproven: int = 0
     _digests: deque[bytes] = field(factory=lambda: deque(maxlen=REMEMBERED))
     _times: deque[int] = field(factory=lambda: deque(maxlen=REMEMBERED))
 
@@ -91,10 +95,11 @@ class Seen:
         """Whether there is anything that a snapshot could be compared with."""
         return self.anchor is not None
 
-    def add(self, digest: bytes, time_ns: int | None) -> None:
+    def add(self, digest: bytes, time_ns: int | None, *, proven: bool = True) -> None:
         """Remember the next event by its digest."""
         self._digests.append(digest)
         self._times.append(time_ns or 0)
+        self.unproven = 0 if proven else min(self.unproven + 1, len(self._digests))
 
     def settle(
         self, snapshot: Sequence[bytes], times: Sequence[int | None], *, newer: int = 0
@@ -122,6 +127,12 @@ class Seen:
         """Return how often each digest is remembered."""
         return Counter(self._digests)
 
+    def proofs(self) -> frozenset[bytes]:
+        """Return the digests of which one in a snapshot proves all behind it to be there too."""
+        proven = len(self._digests) - self.unproven
+        digests = [*self._digests]
+        return frozenset(digests[:proven]) - frozenset(digests[proven:])
+
     @property
     def earliest_ns(self) -> int | None:
         """The smallest time among the last RING events, None when none has a time."""
@@ -131,12 +142,13 @@ class Seen:
     def clear(self) -> None:
         """Forget everything: the source is not known any more."""
         self.anchor = None
+        self.unproven = 0
         self._digests.clear()
         self._times.clear()
 
     def copy(self) -> Seen:
         """Return another one that remembers the same."""
-        return Seen(self.anchor, self._digests.copy(), self._times.copy())
+        return Seen(self.anchor, self.unproven, self._digests.copy(), self._times.copy())
 
     def pack(self) -> str:
         """Return all digests and times as text."""
@@ -173,17 +185,18 @@ def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool) -> Resume:
     """
     if seen.anchor is None:
         return Resume((), complete=False)
-    left = seen.counts()
+    left, proofs = seen.counts(), seen.proofs()
     behind = _behind(seen.anchor, snapshot, left)
-    complete = behind > 0
+    complete = reached = behind > 0
     passed_over = 0
     new: list[int] = []
     for place, digest in enumerate(snapshot):
         if left[digest] > 0:
             left[digest] -= 1
-            if not complete and not whole:
+            if not reached and not whole:
                 passed_over = len(new)
-            complete = True
+            reached = True
+            complete = complete or digest in proofs
         elif place >= behind:
             new.append(place)
     return Resume(tuple(new[passed_over:]), complete)

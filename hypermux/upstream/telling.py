@@ -64,10 +64,14 @@ class Teller:
         self.feed.opened(None if opened.date_ns is None else now_ns - opened.date_ns)
 
     def recovered(self, items: list[Item], unsure_from_ns: int | None) -> None:
-        """Tell what an open connection had lost, and since when it may have lost more."""
+        """Tell what an open connection had lost, and since when it may have lost more.
+
+        That first: if only the beginning of it is recorded, what is found again later is no proof
+        that nothing else is missing.
+        """
         now_ns = self.clock.now_ns()
         gap = [] if unsure_from_ns is None else [Gap(unsure_from_ns, now_ns, "audit", "possible")]
-        self._deliver([*items, *gap])
+        self._deliver([*gap, *items])
 
     def down(self, link: Link | None, judgement: Judgement) -> None:
         """Tell that a link ended, or that an outage goes on for another reason.

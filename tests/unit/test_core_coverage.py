@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypermux.core.coverage import Coverage, SourceCoverage
 from hypermux.core.recollection import Recollection
 from hypermux.core.recording import BadLine, Encoder, parse_line, seal
-from hypermux.core.resume import Seen
+from hypermux.core.resume import Seen, compare, digest_of
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange, Unparsed
 
@@ -199,6 +199,37 @@ def test_events_are_remembered_from_an_anchor_on() -> None:
     assert state(*items, (StateChange("config"), 16)).recollection is None
     anew = state(*items, (StateChange("up", anchor="first:01"), 20)).recollection
     assert anew == Recollection(Seen(b"\x01"), since_ns=20)
+
+
+def test_what_a_cut_off_resume_recorded_is_no_proof() -> None:
+    """A life that is told what an engine remembers may end before it has recorded the gap."""
+    replayed = Event(b'{"r":1}', 6, "timeNano", replayed=True)
+    told: list[tuple[Item, int]] = [
+        (StateChange("up", anchor=""), 10),
+        (EVENT, 11),
+        (down(12), 13),
+        (replayed, 20),
+    ]
+    gap = Gap(12, 20, "closed", "possible")
+    remembers = [digest_of(replayed), digest_of(EVENT)]  # the second one is a later twin
+
+    def complete(*items: tuple[Item, int], of: int) -> bool:
+        coverage = Coverage()
+        for item, at_ns in items:
+            coverage.apply(A, item, at_ns)
+        stored = Coverage.from_bytes(coverage.to_bytes())
+        assert stored == coverage
+        recollection = stored.sources[A].recollection
+        assert recollection is not None
+        return compare(recollection.seen, remembers[:of], whole=True).complete
+
+    assert not complete(*told, of=1)
+    assert complete(*told, of=2)
+    assert not complete(*told, (down(21), 22), of=1)
+    assert not complete(*told, (EVENT, 21), of=2)  # recorded now, or then: who knows
+    assert complete(*told, (gap, 20), of=1)
+    assert complete(*told, (StateChange("up", anchor=""), 20), of=1)
+    assert complete(*told, (StateChange("up"), 20), of=1)
 
 
 def test_an_anchor_that_is_none_makes_the_line_bad() -> None:

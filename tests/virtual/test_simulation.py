@@ -46,6 +46,29 @@ def test_a_dead_peer_that_is_replaced_before_it_is_noticed_leaves_a_gap(slots: i
 
 
 @pytest.mark.slow
+def test_a_life_that_ends_while_it_tells_what_an_engine_remembers_hides_no_loss() -> None:
+    """More was lost than an engine remembers, and only part of what it does is recorded."""
+    source = SourceId("a0", "r0")
+    told = 0
+    for calls in range(40, 1000, 160):
+        plan = Plan(calls, 400.0, [source])
+        plan.kinds[source] = plan.dialects[source] = "docker"
+        plan.delays[source], plan.clock_errors[source] = 0.01, 0.0
+        plan.steps += [
+            Step(50.0, "say", source, word="event"),
+            Step(100.0, "down", source, seconds=60.0),
+            Step(110.0, "burst", source, number=300),
+            Step(159.0, "call", None, 1.0, calls, "killed"),
+        ]
+        world = World(plan)
+        world.disk.write_limit = 100
+        world.run()
+        assert judge(world) == []
+        told += len(world.truth.lives) > 1
+    assert told > 3
+
+
+@pytest.mark.slow
 def test_a_seed_tells_the_same_story_in_every_process() -> None:
     stories = set()
     for salt in ("1", "2"):

@@ -30,7 +30,7 @@ from simulator import journal, judge_dials, judge_outages
 from simulator.journal import Line
 from simulator.messages import NAME
 from simulator.plan import slowest_s
-from simulator.truth import Life, Message
+from simulator.truth import Message
 from simulator.world import World
 
 MAX_HOLD_S = 2.0
@@ -39,7 +39,8 @@ ROUND_S = 0.06
 PONG_S = 10.0
 REFUSED_S = 5.0  # until a disk that refused is tried again
 # An engine is audited at least every minute; then there are two looks.
-AUDIT_S = 60.0 + 5.0 + 25.0
+SECOND_LOOK_S = 5.0
+AUDIT_S = 60.0 + SECOND_LOOK_S + 25.0
 
 
 @define(eq=False)
@@ -51,6 +52,20 @@ class Case:
     matched: dict[Message, Line] = field(factory=dict)
     # Of each source: the gaps and states that are about connectivity, in order.
     by_source: dict[SourceId, list[Line]] = field(factory=lambda: defaultdict(list))
+    # The life that wrote each record, by seq; 0 when none that ever showed anything.
+    life_of_line: dict[int, int] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        begun = [(life.shown[0][1], life.number) for life in self.world.truth.lives if life.shown]
+        # What a life wrote behind the place where a later one began is not there any more.
+        kept: list[tuple[int, int]] = []
+        for seq, number in begun:
+            while kept and kept[-1][0] > seq:
+                kept.pop()
+            kept.append((seq, number))
+        starts = [seq for seq, _ in kept]
+        places = {line.seq: bisect_right(starts, line.seq - 1) - 1 for line in self.lines}
+        self.life_of_line = {seq: kept[n][1] if n >= 0 else 0 for seq, n in places.items()}
 
     def is_docker(self, source: SourceId) -> bool:
         """Say whether a source is an engine."""
@@ -196,7 +211,7 @@ def lost(case: Case) -> Iterator[str]:
     starts = [life.started for life in truth.lives if life.started is not None]
     for source, messages in truth.messages.items():
         gaps = judge_outages.covered(case, source)
-        first = _first(case, source)
+        first = judge_outages.first_began(case, source)
         for message in messages:
             if message in case.matched or message.skipped:
                 continue
@@ -216,15 +231,6 @@ def lost(case: Case) -> Iterator[str]:
                 f"lost: {message.name} of {source}, sent at {message.sent:.3f}, due at"
                 f" {message.due:.3f}, read {read}: no record, no gap"
             )
-
-
-def _first(case: Case, source: SourceId) -> float:
-    """Return when the life began that the source's first record is of."""
-    found = case.by_source[source]
-    received = found[0].received if found else 0
-    clock = case.world.truth.clock
-    lives = case.world.truth.lives
-    return max((x.began for x in lives if clock.between(x.began)[0] <= received), default=0.0)
 
 
 def held(case: Case) -> Iterator[str]:
@@ -261,7 +267,7 @@ def counters(case: Case) -> Iterator[str]:
     """What a life read is recorded, or counted as lost; and hypermux counts the same."""
     truth = case.world.truth
     told: Counter[tuple[int, SourceId]] = Counter()
-    life_of_line = _lives_of(case)
+    life_of_line = case.life_of_line
     for line in case.lines:
         if line.kind == "gap" and "lost" in line.head and line.source is not None:
             told[life_of_line[line.seq], line.source] += line.head["lost"]
@@ -282,20 +288,6 @@ def counters(case: Case) -> Iterator[str]:
                 yield f"{where}: {received} were counted, and {taken} read"
 
 
-def _lives_of(case: Case) -> dict[int, int]:
-    """Return the life that wrote each record: those that were started, by their `start` records."""
-    begun: list[tuple[int, Life]] = []
-    for life in case.world.truth.lives:
-        if life.shown:
-            begun.append((life.shown[0][1], life))
-    starts = [seq for seq, _ in begun]
-    found = {}
-    for line in case.lines:
-        index = bisect_right(starts, line.seq - 1) - 1
-        found[line.seq] = begun[index][1].number if index >= 0 else 0
-    return found
-
-
 def audits(case: Case) -> Iterator[str]:
     """What an engine kept from an open stream is recorded, while its ring still has it."""
     world = case.world
@@ -308,10 +300,14 @@ def audits(case: Case) -> Iterator[str]:
             continue
         restarts = world.restarts(source)
         gaps = judge_outages.covered(case, source)
+        first = judge_outages.first_began(case, source)
         sent = [m.sent for m in messages]
         for message in messages:
             until = message.sent + AUDIT_S
             if not message.skipped or message in case.matched or until > plan.hour:
+                continue
+            # Left to the system, the whole journal may go with the power.
+            if plan.fsync == "never" and message.sent < first:
                 continue
             crowd = bisect_right(sent, until) - message.number
             calm = crowd < 200 and not any(message.sent < t < until for t in restarts)
@@ -322,9 +318,10 @@ def audits(case: Case) -> Iterator[str]:
                 and (s.wire.closed is None or s.wire.closed > message.sent)
                 for s in truth.sessions[source]
             )
-            # What a small buffer had no room for is counted like any other.
+            # What a small buffer had no room for is counted like any other, at the second look.
             found = any(
-                since <= truth.clock.between(read)[1] and until_ns >= truth.clock.between(read)[0]
+                since <= truth.clock.between(read + SECOND_LOOK_S)[1]
+                and until_ns >= truth.clock.between(read)[0]
                 for read in message.reads
                 for since, until_ns in gaps
             )
