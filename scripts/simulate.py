@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "virtual"))
 
+import fleet_scenarios
 from simulator import run
 
 
@@ -30,7 +32,18 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--hour", type=float, default=3600.0, help="virtual seconds of a seed")
     parser.add_argument("--trace", action="store_true", help="tell all that happens")
+    parser.add_argument(
+        "--fleet",
+        nargs="?",
+        const="all",
+        choices=("all", *fleet_scenarios.SCENARIOS),
+        help="the decisions of a whole fleet instead, in one scenario or in all",
+    )
+    parser.add_argument("--sources", type=int, default=1000, help="of a fleet")
     options = parser.parse_args()
+    if options.fleet is not None:
+        one = options.seed if options.seed is not None else 1
+        return _fleets(options.fleet, options.seeds or range(one, one + 1), options)
     if options.seed is not None:
         return _one(options.seed, options.hour, trace=options.trace)
     if not options.seeds:
@@ -68,6 +81,29 @@ def _many(seeds: range, jobs: int, hour: float) -> int:
     for line in run.told(*run.simulate(failed[0].seed, hour)):
         print(line)
     return 1
+
+
+def _fleets(name: str, seeds: range, options: argparse.Namespace) -> int:
+    names = list(fleet_scenarios.SCENARIOS) if name == "all" else [name]
+    began, failed, runs = time.monotonic(), 0, len(names) * len(seeds)
+    with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
+        running = {
+            pool.submit(_fleet, name, seed, options.sources): (name, seed)
+            for seed in seeds
+            for name in names
+        }
+        for done in concurrent.futures.as_completed(running):
+            report, (name, seed) = done.result(), running[done]
+            figures = ", ".join(f"{key} {value:g}" for key, value in report.figures.items())
+            failed += bool(report.violations)
+            for text in report.violations or ["holds"]:
+                print(f"{name} {seed}: {text} ({figures})", flush=True)
+    print(f"{runs} fleets in {time.monotonic() - began:.0f} s, {failed} failed")
+    return 1 if failed else 0
+
+
+def _fleet(name: str, seed: int, sources: int) -> fleet_scenarios.Report:
+    return fleet_scenarios.SCENARIOS[name](seed, sources)
 
 
 def _figures(results: list[run.Result]) -> str:

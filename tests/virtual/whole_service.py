@@ -1,15 +1,11 @@
 """The whole service in virtual time: real code but for sockets, disk, clock and threads.
 
-`python tests/virtual/whole_service.py SEED [DIRECTORY]` prints the journal's digest and counts,
-and writes journal, manifest and accept log into DIRECTORY for `scripts/verify`.
+`World.write` puts journal, manifest and accept log where `scripts/verify` can read them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -162,13 +158,6 @@ class World:
             journal=JournalSettings(segment_size=1 << 20),
         )
 
-    def digest(self) -> str:
-        """Return the digest of every file of the journal."""
-        total = hashlib.sha256()
-        for path in sorted(self.storage.files):
-            total.update(str(path).encode() + b"\0" + bytes(self.storage.files[path].data))
-        return total.hexdigest()
-
     def write(self, directory: Path) -> None:
         """Put journal, manifest and accept log where `scripts/verify` can read them."""
         for path, file in self.storage.files.items():
@@ -181,11 +170,3 @@ class World:
 
 def _epoch(rng: random.Random) -> str:
     return f"{rng.getrandbits(32):08x}"
-
-
-if __name__ == "__main__":
-    world = World(int(sys.argv[1]))
-    world.run()
-    if len(sys.argv) > 2:
-        world.write(Path(sys.argv[2]))
-    print(json.dumps({"digest": world.digest(), "sent": len(world.manifest)}))
