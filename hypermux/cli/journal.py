@@ -48,7 +48,8 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _place_options(function: F) -> F:
+def place_options(function: F) -> F:
+    """Add `--dir` and `-c` to a command, as arguments `directory` and `config`."""
     function = click.option(
         "-c",
         "--config",
@@ -73,7 +74,7 @@ def command() -> None:
 
 
 @command.command("ls")
-@_place_options
+@place_options
 @click.option("-o", "--format", "output", type=click.Choice(["text", "json"]), default="text")
 def ls(directory: Path | None, config: Path | None, output: Literal["text", "json"]) -> None:
     """List the segments: their records, sizes, times and epochs, and what is kept in all.
@@ -81,7 +82,7 @@ def ls(directory: Path | None, config: Path | None, output: Literal["text", "jso
     `index` says whether a segment can be searched without reading it; the one that is written to
     has its index in memory.
     """
-    onlooker = _look(directory, config)
+    onlooker = look(directory, config)
     found = onlooker.list()
     if output == "json":
         click.echo(json.dumps(_document(onlooker, found)))
@@ -120,7 +121,7 @@ def ls(directory: Path | None, config: Path | None, output: Literal["text", "jso
 
 
 @command.command("cat")
-@_place_options
+@place_options
 @selection_options
 @click.option(
     "-n", "--lines", type=click.IntRange(0, _MOST_LAST), help="The last N records of them."
@@ -148,7 +149,7 @@ def cat(
         request = Request.of(wanted, time.time_ns())
     except BadRequest as error:
         raise UsageFault(str(error)) from None
-    onlooker = _look(directory, config)
+    onlooker = look(directory, config)
     writer = StdoutWriter()
     for block in onlooker.blocks(request) if lines is None else onlooker.last(request, lines):
         writer.write(formatter.format(block))
@@ -160,13 +161,13 @@ def cat(
 
 
 @command.command("verify")
-@_place_options
+@place_options
 def verify(directory: Path | None, config: Path | None) -> None:
     """Check every byte: checksums, order, epochs, and what lies beside the segments.
 
     Exits 65 when anything is wrong, with file, line, byte and what to do.
     """
-    onlooker = _look(directory, config)
+    onlooker = look(directory, config)
     report = _check(onlooker)
     _tell(onlooker.directory, report)
     if not report.sound:
@@ -181,7 +182,7 @@ def verify(directory: Path | None, config: Path | None) -> None:
 
 
 @command.command("repair")
-@_place_options
+@place_options
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def repair(directory: Path | None, config: Path | None, yes: bool) -> None:
     """Make a damaged journal whole again; the service has to be stopped.
@@ -241,7 +242,8 @@ def _find(directory: Path | None, config: Path | None) -> tuple[Path, Path | Non
     return settings.state_dir / _JOURNAL, settings.socket.path
 
 
-def _look(directory: Path | None, config: Path | None) -> Onlooker:
+def look(directory: Path | None, config: Path | None) -> Onlooker:
+    """Return the journal that the options name. Raises UsageFault, DiskFault."""
     place, socket = _find(directory, config)
     return _look_at(place, DiskStorage(), socket)
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "watch": "The same in the foreground, records on the terminal.",
     "tail": "Read the stream of a running service, from any point.",
     "status": "Show how a running service and its sources fare.",
+    "audit": "Say whether all of a time was received, source by source.",
     "reload": "Have a running service take up a changed configuration.",
     "journal": "List, check, read and repair the files of a journal.",
     "check": "Check a configuration and say what running it means.",

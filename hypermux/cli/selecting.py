@@ -63,9 +63,9 @@ def build_request(
     request: dict[str, Any] = {}
     if after is not None:
         request["after"] = _checked_after(after)
-    for key, moment in (("since", since), ("until", until)):
-        if moment is not None:
-            request[key] = _moment(key, moment)
+    for key, text in (("since", since), ("until", until)):
+        if text is not None:
+            request[key] = _written(moment(key, text))
     if filters:
         request["filters"] = read_filters(filters).encode()
     if accounts:
@@ -91,17 +91,24 @@ def _checked_after(text: str) -> str:
         raise UsageFault(f"--after: {error}; or start") from None
 
 
-def _moment(option: str, text: str) -> str:
-    """Return a time as the service takes it. A duration counts back from now, once and for all."""
+def moment(option: str, text: str) -> int:
+    """Return a time in nanoseconds since 1970. A duration counts back from now, once and for all.
+
+    Raises UsageFault.
+    """
     try:
-        moment = moment_ns(text, time.time_ns())
+        return moment_ns(text, time.time_ns())
     except ValueError as error:
         form = str(error)
-        try:
-            local = datetime.fromisoformat(text)  # without an offset: this machine's time
-            moment = int(local.astimezone().timestamp()) * 10**9 + local.microsecond * 1000
-        except (ValueError, OverflowError):  # at the ends of the calendar
-            moment = -1
-        if moment < 0:
-            raise UsageFault(f"--{option}: {form}") from None
+    try:
+        local = datetime.fromisoformat(text)  # without an offset: this machine's time
+        found = int(local.astimezone().timestamp()) * 10**9 + local.microsecond * 1000
+    except (ValueError, OverflowError):  # at the ends of the calendar
+        found = -1
+    if found < 0:
+        raise UsageFault(f"--{option}: {form}")
+    return found
+
+
+def _written(moment: int) -> str:
     return f"{moment // 10**9}.{moment % 10**9:09d}"
