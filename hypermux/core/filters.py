@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 from urllib.parse import quote
 
-from attrs import Factory, field, frozen
+from attrs import Factory, define, field, frozen
 
 Values: TypeAlias = tuple[tuple[str, bool], ...]
 
@@ -30,9 +30,9 @@ DOCKER_FIELDS = HYPER_FIELDS | {
 }  # fmt: skip
 
 # Matched as a prefix of the actor's id or name, whatever the event's own type.
-_NAMED = (
+_NAMED = frozenset({
     "config", "container", "daemon", "network", "node", "plugin", "secret", "service", "volume",
-)  # fmt: skip
+})  # fmt: skip
 _PREFIX_EVENTS = ("health_status", "exec_create", "exec_start")
 
 _FLAG_FORM = "a filter is written key=value, for example event=start"
@@ -80,10 +80,11 @@ class Filters:
         return cls._of(gathered)
 
     @classmethod
-    def parse_json(cls, text: str, *, fields: Iterable[str] = DOCKER_FIELDS) -> Filters:
+    def parse_json(cls, text: str, *, fields: Iterable[str] | None = DOCKER_FIELDS) -> Filters:
         """Read the value of a `filters` query parameter: the map form or the list form.
 
-        Empty text is no filter. Raises FilterError.
+        Empty text is no filter. `fields` None takes any field, as the Engine does: those that it
+        does not know select nothing and everything. Raises FilterError.
         """
         if not text:
             return cls()
@@ -93,10 +94,11 @@ class Filters:
             raise FilterError(f"filters are not JSON: {_JSON_FORM}") from None
         if not isinstance(parsed, dict):
             raise FilterError(f"filters are not a JSON object: {_JSON_FORM}")
-        known = sorted(fields)
+        known = None if fields is None else sorted(fields)
         gathered: dict[str, dict[str, bool]] = {}
         for key, values in parsed.items():
-            _check_field(key, known)
+            if known is not None:
+                _check_field(key, known)
             if isinstance(values, dict) and all(isinstance(v, bool) for v in values.values()):
                 gathered[key] = values
             elif isinstance(values, list) and all(isinstance(v, str) for v in values):
@@ -160,13 +162,15 @@ class Filters:
         dialect B `event` looks at Action and at Status, names and images are found under
         their capitalised keys, and labels under Attributes.Labels too.
         """
-        if not self._values:
-            return True
-        return _matches(self._values, _Subject.of(event), image_ids)
+        return not self._values or self.select(Subject.of(event), image_ids)
+
+    def select(self, subject: Subject, image_ids: Sequence[str] = ()) -> bool:
+        """Say whether an event is selected of which this is what filters look at."""
+        return _matches(self._values, subject, image_ids)
 
 
-@frozen
-class _Subject:
+@define
+class Subject:
     """What filters look at in an event, whichever its dialect."""
 
     type: str
@@ -178,7 +182,8 @@ class _Subject:
     labels: Mapping[str, Any]
 
     @classmethod
-    def of(cls, event: Mapping[str, Any]) -> _Subject:
+    def of(cls, event: Mapping[str, Any]) -> Subject:
+        """Find it in a parsed event: Docker's, or dialect A or B."""
         actor = _mapping(event.get("Actor"))
         attributes = _mapping(actor.get("Attributes"))
         kind = _text(event, "Type")
@@ -205,26 +210,33 @@ class _Subject:
 
 
 def _matches(
-    fields: Mapping[str, Mapping[str, bool]], subject: _Subject, image_ids: Sequence[str]
+    fields: Mapping[str, Mapping[str, bool]], subject: Subject, image_ids: Sequence[str]
 ) -> bool:
-    events = fields.get("event", {})
-    compare = _fuzzy if any(value in events for value in _PREFIX_EVENTS) else _exact
-    images = (subject.id, subject.image, strip_tag(subject.id), strip_tag(subject.image))
-    return (
-        any(compare(events, action) for action in subject.actions)
-        and _exact(fields.get("type", {}), subject.type)
-        and _exact(fields.get("scope", {}), subject.scope)
-        and all(
-            _fuzzy(fields[name], subject.id) or _fuzzy(fields[name], subject.name)
-            for name in _NAMED
-            if name in fields
-        )
-        and (
-            "image" not in fields
-            or any(_exact(fields["image"], image) for image in (*images, *image_ids))
-        )
-        and all(_has_label(subject.labels, label) for label in fields.get("label", {}))
-    )
+    for name, values in fields.items():
+        match name:
+            case "event":
+                compare = _fuzzy if any(value in values for value in _PREFIX_EVENTS) else _exact
+                selected = any(compare(values, action) for action in subject.actions)
+            case "type":
+                selected = _exact(values, subject.type)
+            case "label":
+                selected = all(_has_label(subject.labels, label) for label in values)
+            case "image":
+                selected = _has_image(values, subject, image_ids)
+            case "scope":
+                selected = _exact(values, subject.scope)
+            case _ if name in _NAMED:
+                selected = _fuzzy(values, subject.id) or _fuzzy(values, subject.name)
+            case _:
+                selected = True
+        if not selected:
+            return False
+    return True
+
+
+def _has_image(values: Mapping[str, bool], subject: Subject, image_ids: Sequence[str]) -> bool:
+    names = (subject.id, subject.image, strip_tag(subject.id), strip_tag(subject.image))
+    return any(_exact(values, name) for name in (*names, *image_ids))
 
 
 def _exact(values: Mapping[str, bool], text: str) -> bool:

@@ -36,8 +36,8 @@ Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Reply | Streamed]]
 Routes: TypeAlias = Sequence[Table[Handler]]
 
 
-class _Broken(Exception):
-    """A body failed on its way: the peer is to see that it has not got all of it."""
+class Cut(Exception):
+    """Raised by a body that cannot go on: the peer is to see that it has not got all of it."""
 
 
 @define(eq=False)
@@ -64,7 +64,7 @@ class HttpServer:
             if isinstance(answer, Streamed):
                 try:
                     more = await self._stream(peer, exchange, answer)
-                except _Broken:
+                except Cut:
                     return
                 finally:
                     answer.over()
@@ -112,7 +112,7 @@ class HttpServer:
     async def _stream(self, peer: Peer, exchange: Exchange, streamed: Streamed) -> bool:
         """Send an answer part by part; return whether there may be another request.
 
-        Raises PeerGone, PeerStalled and _Broken.
+        Raises PeerGone, PeerStalled and Cut.
         """
         await peer.send(exchange.begin(streamed), self.stall_timeout_s)
         if exchange.wants_body:
@@ -124,9 +124,10 @@ class HttpServer:
     async def _send_body(self, peer: Peer, exchange: Exchange, streamed: Streamed) -> None:
         trouble: Exception | None = PeerGone()  # what it is when the watcher ends it
 
-        async def send(data: bytes) -> None:
+        async def send(data: bytes | Sequence[bytes]) -> None:
             if data:  # an empty chunk would be the last
-                await peer.send(exchange.part(data), self.stall_timeout_s)
+                sent = exchange.part(data) if isinstance(data, bytes) else exchange.parts(data)
+                await peer.send(sent, self.stall_timeout_s)
             await trio.lowlevel.checkpoint()
 
         async with trio.open_nursery() as nursery:
@@ -134,11 +135,11 @@ class HttpServer:
             try:
                 await streamed.body(send)
                 trouble = None
-            except (PeerGone, PeerStalled) as error:
+            except (PeerGone, PeerStalled, Cut) as error:
                 trouble = error
             except Exception:
                 log.exception("a streamed answer failed")
-                trouble = _Broken()
+                trouble = Cut()
             nursery.cancel_scope.cancel()
         if trouble is not None:
             raise trouble

@@ -170,6 +170,7 @@ class Sequencer:
     _encoder: Encoder = field(factory=Encoder)
     _checkpoint_at_s: float = 0.0
     _last_at_ns: int = 0
+    _settling: dict[trio.Event, int] = field(factory=dict)
 
     async def run(self) -> None:
         """Work until the inbox is closed and everything in it is durable and shown.
@@ -200,6 +201,27 @@ class Sequencer:
         """Record what happened to the service itself, with the next round."""
         self.told.append(change)
         self.inbox.wake()
+
+    async def settle(self, moment_ns: int) -> None:
+        """Return when all that was received before `moment_ns` is shown, and not before then.
+
+        A full disk or a source that is never read empty can make that long.
+        """
+        # A round that begins too early would be for nothing, and the next may be far.
+        await trio.sleep(self.clock.seconds_until(moment_ns) + 0.001)
+        settled = trio.Event()
+        self._settling[settled] = moment_ns
+        self.inbox.wake()
+        try:
+            await settled.wait()
+        finally:
+            del self._settling[settled]
+
+    def _tell_settled(self, through_ns: int) -> None:
+        if self.horizon.position.seq == self.journal.next_seq - 1:
+            for settled, moment_ns in self._settling.items():
+                if through_ns >= moment_ns:
+                    settled.set()
 
     async def _write_told(self) -> None:
         while self.told:
@@ -247,6 +269,8 @@ class Sequencer:
             for told in await self.run_sync(self.journal.tend, self.clock.now_ns()):
                 log.warning("%s", told)
                 await self._write_own(StateChange("disk", told))
+        if self._settling:
+            self._tell_settled(self._through_ns(drained_ns))
 
     def _take_arrivals(self) -> None:
         merger = self.merger

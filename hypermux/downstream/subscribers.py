@@ -179,7 +179,7 @@ class Subscribers:
         most = self.settings.max_subscribers
         return Refusal("busy", f"there are {self._active} subscribers; the limit is {most}")
 
-    def subscribe(self, who: Credentials) -> Refusal | None:
+    def subscribe(self, who: Credentials | str) -> Refusal | None:
         """Count a connection as a subscriber; return why it cannot be one."""
         if self._active >= self.settings.max_subscribers:
             self._refused += 1

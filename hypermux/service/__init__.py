@@ -29,6 +29,7 @@ from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
 from hypermux.core.routes import Table
 from hypermux.downstream.activation import Passed
+from hypermux.downstream.engine import Engine
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import Handler, Routes
 from hypermux.downstream.journal import Journal
@@ -76,6 +77,7 @@ class Service:
     passed: Sequence[Passed] = ()
     notifier: Notifier = field(factory=Notifier)
     horizon: Horizon = field(init=False)
+    published: Published = field(init=False)
     journal: Journal = field(init=False)
     supervisor: Supervisor = field(init=False)
     sequencer: Sequencer = field(init=False)
@@ -242,7 +244,7 @@ class Service:
             seams.clock.now_ns,
             seams.reader_runner,
         )
-        published = Published(
+        self.published = Published(
             self.horizon,
             self.open_reader,
             resolve=self.resolve,
@@ -251,7 +253,8 @@ class Service:
             since=self.since,
             now_ns=seams.clock.now_ns,
         )
-        self.subscribers = Subscribers(settings.socket, published, self._routes())
+        self.subscribers = Subscribers(settings.socket, self.published)
+        self.subscribers.http.routes = self._routes()
 
     def _routes(self) -> Routes:
         """Return what HTTP on the socket can ask for."""
@@ -269,7 +272,10 @@ class Service:
             return Reply(200 if outcome.accepted else 422, msgspec.json.encode(outcome) + b"\n")
 
         own: Table[Handler] = Table({"/status": {"GET": status}, "/reload": {"POST": reload}})
-        return (own,)
+        engine = Engine(
+            self.published, self.subscribers, self.seams.clock.now_ns, self.sequencer.settle
+        )
+        return own, engine.table
 
     def status(self) -> Status:
         """Return how it fares; not before `run` has started."""

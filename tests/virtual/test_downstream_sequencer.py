@@ -245,3 +245,50 @@ async def test_a_checkpoint_that_had_to_go_back_is_soon_made_good(
         assert back < first < good
         assert good > "2023-11-14T22:13:40"
         inbox.close(bench.clock.now_ns())
+
+
+async def settled_within(sequencer: Sequencer, moment_ns: int) -> float:
+    begun = trio.current_time()
+    with trio.fail_after(30):
+        await sequencer.settle(moment_ns + 1)  # what was received at that moment, too
+    return trio.current_time() - begun
+
+
+async def test_settled_is_shown(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever asks waits as long as events wait for each other and for the disk, and no longer."""
+    bench = Bench(slow_s=0.02)
+    sequencer, horizon = bench.sequencer, bench.sequencer.horizon
+    inbox = sequencer.inbox
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sequencer.run)
+        inbox.feed(A).opened()
+        inbox.feed(B).opened()
+        await trio.sleep(0.5)
+        assert await settled_within(sequencer, bench.clock.now_ns()) < 0.1, "nothing is held"
+        assert 1 <= await settled_within(sequencer, bench.clock.now_ns() + 10**9) < 1.1
+        before = horizon.position.seq
+        inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
+        assert 0.1 <= await settled_within(sequencer, bench.clock.now_ns()) < 0.3
+        assert horizon.position.seq == before + 1
+        # A source that was not read empty may hold something older, for max_hold at the most.
+        inbox.feed(B).deliver([], bench.clock.now_ns(), more=True)
+        with trio.move_on_after(5) as scope:
+            await sequencer.settle(bench.clock.now_ns())
+        assert scope.cancelled_caught
+        inbox.feed(B).deliver([], bench.clock.now_ns())
+        assert await settled_within(sequencer, bench.clock.now_ns()) < 0.1
+        assert not sequencer._settling
+        inbox.close(bench.clock.now_ns())
+
+
+async def test_settled_is_synced(autojump_clock: trio.testing.MockClock) -> None:
+    bench = Bench(how=JournalSettings(fsync=3.0))
+    sequencer = bench.sequencer
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sequencer.run)
+        sequencer.inbox.feed(A).opened()
+        await trio.sleep(4)
+        sequencer.inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
+        assert 0.2 < await settled_within(sequencer, bench.clock.now_ns()) < 3.5
+        assert sequencer.horizon.position.seq == sequencer.journal.next_seq - 1
+        sequencer.inbox.close(bench.clock.now_ns())
