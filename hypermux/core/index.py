@@ -108,6 +108,19 @@ class Index:
         at = bisect_right(self._seqs, seq) - 1
         return (self.first_seq, 0) if at < 0 else (self._seqs[at], self._offsets[at])
 
+    def end_within(self, begin: int, near: int, far: int) -> tuple[int, int] | None:
+        """Return the seq and offset where a block ends that does so behind `begin`.
+
+        The last one up to `near`, or else the first one up to `far`; None when there is neither.
+        """
+        offsets = self._offsets
+        at = bisect_right(offsets, near, hi=len(self._seqs)) - 1
+        if at < 0 or offsets[at] <= begin:
+            at += 1
+        if at >= len(self._seqs) or not begin < offsets[at] <= far:
+            return None
+        return self._seqs[at] - 1, offsets[at]
+
     def since(self, at_ns: int) -> int | None:
         """Return the first seq of the first block with an `at` of `at_ns` or later."""
         for seq, largest in zip(self._seqs, self._largest, strict=False):

@@ -100,11 +100,12 @@ class Peer:
             try:
                 rest = rest[self.sock.send(rest) :]
             except (BlockingIOError, InterruptedError):
-                await self._wait_for_room(stall_timeout_s)
+                await self.wait_for_room(stall_timeout_s)
             except OSError as exc:
                 raise PeerGone from exc
 
-    async def _wait_for_room(self, stall_timeout_s: float) -> None:
+    async def wait_for_room(self, stall_timeout_s: float) -> None:
+        """Return when the peer takes more. Raises PeerStalled by the time without progress."""
         # The kernel calls a socket writable only when three quarters of its buffer are free; a
         # slow reader may take longer for that than it is allowed to stand still.
         unread = self._unread()

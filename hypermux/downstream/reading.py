@@ -20,10 +20,12 @@ from attrs import define, field
 
 from hypermux.core.recording import BadLine, Encoder, parse_line
 from hypermux.core.segments import Epoch, first_seqs, line_end, segment_name
+from hypermux.downstream import stretches
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.indexes import Indexes
 from hypermux.downstream.retention import first_received_ns
 from hypermux.downstream.storage import Slice, Storage, translated
+from hypermux.downstream.stretches import Plain, Stretch
 from hypermux.model.errors import DamagedData, DiskFault
 from hypermux.model.records import Cursor, Gap
 
@@ -69,7 +71,9 @@ class JournalReader:
         while self._seq < upto.seq:
             file = self._file or self._start()
             if file is None:
-                return self._pass_removed()
+                if gap := self._pass_removed():
+                    return gap
+                continue
             if self._segment == upto.segment:
                 data = self._lines(file, max_bytes, upto.offset)
                 if not data:
@@ -81,7 +85,9 @@ class JournalReader:
             end_seq = self._end_seq or self._find_end()
             if end_seq is None:
                 self.close()
-                return self._pass_removed()
+                if gap := self._pass_removed():
+                    return gap
+                continue
             left = end_seq - 1 - self._seq
             if left > 0:
                 data = self._lines(file, max_bytes, None)
@@ -97,6 +103,29 @@ class JournalReader:
             self.close()
             self._near = Position(end_seq, 0, self._seq)
         return b""
+
+    def piece(self, upto: Position, max_bytes: int = BLOCK) -> bytes | Stretch:
+        """Return what `read` does, or where that is possible more, as a stretch of the file.
+
+        A stretch is good until the next call. Raises as `read` does.
+        """
+        stretch = self._stretch(upto) if self._seq < upto.seq else None
+        if stretch is None:
+            return self.read(upto, max_bytes)
+        self._seq, self._last_line = stretch.seq, stretch.last_line
+        self._offset += stretch.size
+        return stretch
+
+    def _stretch(self, upto: Position) -> Stretch | None:
+        file, end_seq = self._file, self._end_seq
+        if not isinstance(file, Plain) or (end_seq is None and self._segment != upto.segment):
+            return None  # `read` opens files, and looks for their ends
+        index = None
+        if self._indexes is not None:
+            index = self._indexes.of(self._segment, end_seq or 0)
+        begin = Position(self._segment, self._offset, self._seq)
+        with translated(self._path, "read"):
+            return stretches.find(file, begin, upto, index, end_seq)
 
     def _advance(self, data: bytes) -> None:
         self._offset += len(data)
@@ -119,11 +148,12 @@ class JournalReader:
     def _start(self) -> Slice | None:
         """Open the file of the next record; return None when the record is no longer kept."""
         near, self._near = self._near, None
+        if near is not None and near.seq == self._seq:
+            # Its segment may be gone just when all of it had been read: the next is looked for.
+            with suppress(DiskFault):
+                return self._enter(near.segment, near.offset)
         try:
-            if near is None or near.seq != self._seq:
-                place = locate(self.directory, self.storage, self._seq + 1, self._indexes)
-                near = Position(*place, self._seq)
-            return self._enter(near.segment, near.offset)
+            return self._enter(*locate(self.directory, self.storage, self._seq + 1, self._indexes))
         except (DamagedData, DiskFault):
             # Not there is one thing, removed is another: then all that is older has gone, too.
             if self._oldest() <= self._seq + 1:
@@ -136,8 +166,11 @@ class JournalReader:
         return segments[0] if segments else 0
 
     def _pass_removed(self) -> bytes:
-        """Go on with the oldest record; return the line that stands for those before it."""
+        """Go on with the oldest record; return the line for those before it, empty for none."""
         oldest = self._oldest()
+        if oldest == self._seq + 1:
+            self._near = Position(oldest, 0, self._seq)
+            return b""
         path = self.directory / segment_name(oldest)
         with translated(path, "read"):
             to_ns = first_received_ns(self.storage, path)

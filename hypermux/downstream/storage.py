@@ -192,6 +192,10 @@ class _Descriptor:
     def sync(self) -> None:
         os.fdatasync(self.fd)
 
+    @property
+    def plain_fd(self) -> int:
+        return self.fd
+
     def read_at(self, offset: int, size: int) -> bytes:
         return os.pread(self.fd, size, offset)
 

@@ -10,13 +10,15 @@ holds one block and one open file, and reads the next when its reader asks.
         if stream.beat():               nothing was chosen for as long as `request.heartbeat_s`:
             ...                         time to say so, with the cursor
     stream.complete                     ended as was asked, not because nothing more will come
+
+Who can send a part of a file takes `next_piece` instead (`downstream.stretches`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import inf
 
 import trio
@@ -26,6 +28,7 @@ from hypermux.core.request import Request
 from hypermux.core.selection import Selector
 from hypermux.core.subscription import Refusal
 from hypermux.downstream.horizon import Horizon, Position
+from hypermux.downstream.stretches import Stretch
 from hypermux.downstream.walk import OpenReader, RunSync, Walk
 from hypermux.model.errors import HypermuxError
 from hypermux.model.records import Cursor
@@ -123,7 +126,19 @@ class Stream:
         Waits until there is a block, or a heartbeat is due. May be cancelled and called again:
         nothing is passed over by that. Raises StreamRefused when the journal does not read.
         """
-        horizon, walk, selector = self.published.horizon, self._walk, self._selector
+        chosen = await self._next(self._walk.read)
+        assert not isinstance(chosen, Stretch)
+        return chosen
+
+    async def next_piece(self) -> bytes | Stretch | None:
+        """Return what `next` does, or more lines as a stretch, good until the next call."""
+        whole = self._request.selection.everything and self._request.limit is None
+        return await self._next(self._walk.piece if whole else self._walk.read)
+
+    async def _next(
+        self, read: Callable[[Position], Awaitable[bytes | Stretch]]
+    ) -> bytes | Stretch | None:
+        horizon, selector = self.published.horizon, self._selector
         if self._end_seq is not None:
             self.complete = True
             return None
@@ -135,10 +150,13 @@ class Stream:
             if self._request.follow and not selector.past_until:
                 self._upto = horizon.position
             try:
-                block = await walk.read(self._upto)
+                block = await read(self._upto)
             except (OSError, HypermuxError) as error:
                 log.error("a reader's journal read failed: %s", error)
                 raise _unreadable(error) from error
+            if isinstance(block, Stretch):
+                self._gave = True
+                return block
             if block:
                 chosen, self._end_seq = selector.select(block)
                 self._gave = bool(chosen)
@@ -149,7 +167,7 @@ class Stream:
             if ended:
                 return None
             with trio.move_on_at(self._beat_s) as nap:
-                await walk.wait()
+                await self._walk.wait()
             if nap.cancelled_caught:
                 return b""
 

@@ -41,8 +41,10 @@ from hypermux.downstream.peer import (
     PeerGone,
     PeerStalled,
 )
+from hypermux.downstream.sending import send_stretch
 from hypermux.downstream.streaming import Published, Stream, StreamRefused
-from hypermux.model.errors import HypermuxError
+from hypermux.downstream.stretches import Stretch
+from hypermux.model.errors import DamagedData, HypermuxError
 
 log = logging.getLogger("hypermux.subscribers")
 
@@ -312,13 +314,15 @@ class _Subscriber:
             await stream.ask(request)
             await self._send(subscribed_line(request, stream.cursor))
             while self._answer is request:
-                chosen: bytes | None = b""
+                chosen: bytes | Stretch | None = b""
                 with trio.CancelScope() as self._nap:  # another answer ends it
-                    chosen = await stream.next()
+                    chosen = await stream.next_piece()
                 self._nap = None
                 if chosen is None:
                     break
-                if chosen:
+                if isinstance(chosen, Stretch):
+                    await self._send_stretch(chosen)
+                elif chosen:
                     await self._send(chosen)
                 elif stream.beat():
                     await self._send(heartbeat_line(stream.cursor))
@@ -327,6 +331,17 @@ class _Subscriber:
         if stream.complete:
             await self._send(end_line(stream.cursor))
         return None
+
+    async def _send_stretch(self, stretch: Stretch) -> None:
+        server = self.server
+        try:
+            await send_stretch(
+                self.peer, stretch, server.settings.stall_timeout_s, server.published.run_sync
+            )
+        except (OSError, DamagedData) as error:
+            # A line may have been cut, so that no other can follow: the end has to tell enough.
+            log.error("a subscriber's journal read failed: %s", error)
+            raise PeerGone from error
 
     async def _send(self, data: bytes) -> None:
         await self.peer.send(data, self.server.settings.stall_timeout_s)

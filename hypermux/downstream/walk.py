@@ -15,6 +15,7 @@ from attrs import define, field
 from hypermux.core.lines import last_seq
 from hypermux.downstream.horizon import Horizon, Position
 from hypermux.downstream.reading import BLOCK
+from hypermux.downstream.stretches import Stretch
 from hypermux.model.errors import DamagedData
 
 T = TypeVar("T")
@@ -25,6 +26,9 @@ class RecordSource(Protocol):
 
     def read(self, upto: Position, max_bytes: int) -> bytes:
         """Return the next whole lines that lie before `upto`; empty when there are none left."""
+
+    def piece(self, upto: Position, max_bytes: int) -> bytes | Stretch:
+        """Return what `read` does, or more lines as a stretch, good until the next call."""
 
     def skip(self, to: Position) -> None:
         """Go on from `to`: what lies before it was read elsewhere. Does not block."""
@@ -69,6 +73,17 @@ class Walk:
 
         Raises OSError and DamagedData when the journal does not read.
         """
+        block = await self._next(upto, self._source.read)
+        assert isinstance(block, bytes)
+        return block
+
+    async def piece(self, upto: Position) -> bytes | Stretch:
+        """Return what `read` does, or more lines as a stretch, good until the next call."""
+        return await self._next(upto, self._source.piece)
+
+    async def _next(
+        self, upto: Position, read: Callable[[Position, int], bytes | Stretch]
+    ) -> bytes | Stretch:
         if self.seq >= upto.seq:
             return b""
         newest = self.horizon.newest
@@ -77,11 +92,11 @@ class Walk:
             self._source.skip(upto)
             self.seq = upto.seq
             return newest.data
-        block = await self.run_sync(self._source.read, upto, BLOCK)
+        block = await self.run_sync(read, upto, BLOCK)
         if not block:
             # Never spin, and never pass a loss over: what is published has to be readable.
             raise DamagedData(f"the journal has no record after {self.seq}, but ends at {upto.seq}")
-        self.seq = last_seq(block)
+        self.seq = block.seq if isinstance(block, Stretch) else last_seq(block)
         return block
 
     async def wait(self) -> None:

@@ -194,12 +194,14 @@ def in_thread(limiter: trio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
 
 
 @asynccontextmanager
-async def serving(folder: Path, **changes: Any) -> AsyncIterator[Server]:
+async def serving(
+    folder: Path, segment_size: int = 100_000, **changes: Any
+) -> AsyncIterator[Server]:
     storage = DiskStorage()
     journal = Journal.open(
         folder / "journal",
         storage,
-        JournalSettings(fsync="never", segment_size=100_000),
+        JournalSettings(fsync="never", segment_size=segment_size),
         new_epoch=lambda: "3f9a2c41",
         now_ns=0,
     )
@@ -212,7 +214,9 @@ async def serving(folder: Path, **changes: Any) -> AsyncIterator[Server]:
     async with trio.open_nursery() as nursery:
         published = Published(
             horizon,
-            lambda after: JournalReader(journal.directory, storage, after=after),
+            lambda after: JournalReader(
+                journal.directory, storage, after=after, indexes=journal.indexes
+            ),
             resolve=resolve,
             run_sync=in_thread(trio.CapacityLimiter(4)),
         )
@@ -304,6 +308,44 @@ async def test_replay_over_segments_then_live(folder: Path) -> None:
             while got.count(b"\n") < 687:
                 got += await stream.receive_some()
             assert got == b"".join(server.lines[123:])
+
+
+async def test_the_kernel_sends_what_nobody_chooses_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    sendfile = os.sendfile
+
+    def noted(*arguments: int) -> int:
+        sizes.append(count := sendfile(*arguments))
+        return count
+
+    monkeypatch.setattr(os, "sendfile", noted)
+    async with serving(folder, segment_size=2_000_000) as server:
+        for _ in range(60):
+            await server.grow(100, size=500)
+        async with await trio.open_unix_socket(str(server.path)) as stream:
+            await stream.send_all(b'{"after":"start","follow":false}\n')
+            with trio.fail_after(20):
+                got = b"".join([part async for part in stream])
+        assert got.splitlines(keepends=True)[1:-1] == server.lines
+        assert sum(sizes) > 0.8 * len(got)
+
+
+async def test_a_late_word_cuts_no_line_of_what_the_kernel_sends(folder: Path) -> None:
+    async with serving(folder, segment_size=20_000_000) as server:
+        for _ in range(100):
+            await server.grow(100, size=500)
+        async with await trio.open_unix_socket(str(server.path)) as stream:
+            await stream.send_all(b'{"after":"start"}\n')
+            got = await stream.receive_some(100)
+            await stream.send_all(b"what?\n")
+            with trio.fail_after(20):
+                got += b"".join([part async for part in stream])
+        _, *records, error = got.splitlines(keepends=True)
+        assert 0 < len(records) < len(server.lines)
+        assert records == server.lines[: len(records)]
+        assert json.loads(error)["kind"] == "error"
 
 
 async def test_ten_readers_and_a_stuck_one(folder: Path) -> None:

@@ -92,6 +92,9 @@ class FakeReader:
             self.seq += 1
         return block
 
+    def piece(self, upto: Position, max_bytes: int) -> bytes:
+        return self.read(upto, max_bytes)
+
     def skip(self, to: Position) -> None:
         raise AssertionError("nothing is shared here")
 
