@@ -17,21 +17,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
-import msgspec
 import trio
 from attrs import define, field
 
 from hypermux import __version__
 from hypermux.config.changes import Changes
 from hypermux.config.settings import Settings
-from hypermux.core.http import HttpRequest, Reply
 from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
-from hypermux.core.routes import Table
 from hypermux.downstream.activation import Passed
 from hypermux.downstream.engine import Engine
 from hypermux.downstream.horizon import Horizon
-from hypermux.downstream.http import Handler, Routes
+from hypermux.downstream.http import Routes
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.sequencer import Inbox, Sequencer
@@ -46,6 +43,7 @@ from hypermux.service.notifying import Notifier
 from hypermux.service.observing import LoggedObserver
 from hypermux.service.reloading import Reloading
 from hypermux.service.reporting import report, source_states
+from hypermux.service.routes import own_table
 from hypermux.service.seams import Seams
 from hypermux.upstream.dialing import SocketDialer
 from hypermux.upstream.link import Observer
@@ -59,9 +57,6 @@ log = logging.getLogger("hypermux.service")
 UPSTREAM_END_S = 3.0
 LAST_COMMIT_S = 20.0
 READERS_END_S = 5.0
-# Sources whose state is gathered between two awaits: some 5 ms of work, so that ten thousand of
-# them hold up no ping.
-_STATES_AT_ONCE = 200
 
 Reader: TypeAlias = Callable[["Service"], Awaitable[None]]
 
@@ -258,30 +253,17 @@ class Service:
 
     def _routes(self) -> Routes:
         """Return what HTTP on the socket can ask for."""
-
-        async def status(_: HttpRequest) -> Reply:
-            sources = []
-            for source in source_states(self.supervisor, self.sequencer):
-                sources.append(source)
-                if len(sources) % _STATES_AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
-            return Reply(200, msgspec.json.encode(self._status(sources)) + b"\n")
-
-        async def reload(request: HttpRequest) -> Reply:
-            outcome = await self.reload(request.who)
-            return Reply(200 if outcome.accepted else 422, msgspec.json.encode(outcome) + b"\n")
-
-        own: Table[Handler] = Table({"/status": {"GET": status}, "/reload": {"POST": reload}})
         engine = Engine(
             self.published, self.subscribers, self.seams.clock.now_ns, self.sequencer.settle
         )
-        return own, engine.table
+        return own_table(self), engine.table
 
     def status(self) -> Status:
         """Return how it fares; not before `run` has started."""
-        return self._status([*source_states(self.supervisor, self.sequencer)])
+        return self.report([*source_states(self.supervisor, self.sequencer)])
 
-    def _status(self, sources: Sequence[SourceStatus]) -> Status:
+    def report(self, sources: Sequence[SourceStatus]) -> Status:
+        """Return how it fares, with `sources` as they were gathered."""
         return report(
             settings=self.reloading.settings,
             started_ns=self._started_ns,
