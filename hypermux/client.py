@@ -531,7 +531,7 @@ def _no_service(path: str, error: OSError) -> str:
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
         return f"no hypermux serves {path}"
     if isinstance(error, PermissionError):
-        return f"no permission for {path}: read it as the user who runs the service"
+        return f"no permission for {path}: its [socket] table says who may read beside its user"
     return f"cannot connect to {path}: {error.strerror or error}"
 
 

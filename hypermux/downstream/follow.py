@@ -232,7 +232,7 @@ def no_service(path: Path, error: OSError) -> str:
             "or name its socket with --socket PATH"
         )
     if isinstance(error, PermissionError):
-        return f"no permission for {path}: read it as the user who runs the service"
+        return f"no permission for {path}: its [socket] table says who may read beside its user"
     return f"cannot connect to {path}: {error.strerror or error}"
 
 

@@ -46,6 +46,20 @@ def test_a_search_never_begins_too_late(
     assert Summary.from_bytes(data[:512]) == Summary(7, index.last_seq, index.size, largest)
 
 
+@given(BATCHES, st.integers(0, 400_000), st.integers(0, 200_000), st.integers(0, 200_000))
+@settings(max_examples=200)
+def test_an_end_is_that_of_a_batch(
+    batches: list[tuple[int, int, int, int]], begin: int, size: int, more: int
+) -> None:
+    index, places = build(batches)
+    near, far = begin + size, begin + size + more
+    found = index.end_within(begin, near, far)
+    blocks = [index.block_of(seq) for seq, _, _ in places]
+    ends = sorted({(seq - 1, offset) for seq, offset in blocks if begin < offset <= far})
+    before = [end for end in ends if end[1] <= near]
+    assert found == (before[-1] if before else ends[0] if ends else None)
+
+
 def test_one_that_is_not_whole_is_none() -> None:
     data = build([(1, 9, 1, 1)] * 3)[0].to_bytes()
     for n in range(0, len(data), 7):
