@@ -34,6 +34,9 @@ IDLE_S = 90.0
 class HttpRequest:
     """One request: `path` is decoded, `query` as sent; `who` is for a person to read.
 
+    `ours` says that it comes from the service's own user, or root, and may ask for more than to
+    read.
+
     `headers` have their names in lower case, and the values of one name joined by `, `; all
     together they are no longer than MAX_HEAD. One may hold a credential: they are not printed.
     """
@@ -43,6 +46,7 @@ class HttpRequest:
     query: str = ""
     body: bytes = b""
     who: str = ""
+    ours: bool = field(default=False, kw_only=True)
     headers: Mapping[str, str] = field(repr=False, factory=dict)
 
 
@@ -108,6 +112,7 @@ class Exchange:
 
     who: str
     deadline_s: float
+    ours: bool = False
     _connection: h11.Connection = field(
         init=False,
         factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD),
@@ -160,7 +165,11 @@ class Exchange:
         for name, value in request.headers:
             key, text = name.decode("ascii"), value.decode("latin-1")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
-        return HttpRequest(method, path, target.query, bytes(self._body), self.who, headers)
+        return HttpRequest(
+            *(method, path, target.query, bytes(self._body), self.who),
+            headers=headers,
+            ours=self.ours,
+        )
 
     @property
     def waits_for_continue(self) -> bool:

@@ -53,7 +53,8 @@ class HttpServer:
     async def serve(self, peer: Peer, data: bytes) -> None:
         """Serve a connection that began with `data`. Raises PeerGone and PeerStalled."""
         now = trio.current_time()
-        exchange = Exchange(str(peer.credentials()), now)
+        who = peer.credentials()
+        exchange = Exchange(str(who), now, who.ours)
         exchange.receive(data, now)
         more = True
         while more:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import select
 import socket
 import struct
@@ -46,6 +47,11 @@ class Credentials:
     pid: int
     uid: int
     gids: frozenset[int] = frozenset()
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is the service's own user, or root."""
+        return self.uid in (os.geteuid(), 0)
 
     def __str__(self) -> str:
         return f"uid {self.uid} (pid {self.pid})"

@@ -13,7 +13,6 @@ handed over to `downstream.http`, bytes and all.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Sequence
 
@@ -173,7 +172,7 @@ class Subscribers:
 
     def _may_read(self, who: Credentials) -> bool:
         settings = self.settings
-        if who.uid in (os.geteuid(), 0, *settings.allow_uids):
+        if who.ours or who.uid in settings.allow_uids:
             return True
         return not who.gids.isdisjoint(settings.reader_gids)
 

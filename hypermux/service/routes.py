@@ -2,7 +2,7 @@
 
 GET  /records   the stream, as lines or server-sent events
 GET  /status    the state of every source, as JSON
-POST /reload    take up the accounts file as it is now
+POST /reload    take up the accounts file as it is now; for the service's own user, and root
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def own_table(service: Service) -> Table[Handler]:
         return Reply(200, msgspec.json.encode(service.report(sources)) + b"\n")
 
     async def reload(request: HttpRequest) -> Reply:
+        if not request.ours:
+            return Reply.error(403, f"{request.who} may read, and not reload")
         outcome = await service.reload(request.who)
         return Reply(200 if outcome.accepted else 422, msgspec.json.encode(outcome) + b"\n")
 

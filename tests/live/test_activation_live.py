@@ -1,4 +1,5 @@
-"""Under a service manager: sockets that it passes, what it is told. The manager is the test."""
+"""Under a service manager, which is the test: the sockets that it passes, what it is told; and what
+whoever may read a socket may not."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import end, place, process
+from processes import end, place, process, service
 
 from hypermux.downstream import activation
 
@@ -161,3 +162,29 @@ def test_what_is_meant_for_another_process_is_not_taken() -> None:
     assert activation.take(environ, os.getpid()) == ()
     assert environ == {}
     assert activation.take({}, os.getpid()) == ()
+
+
+_ASK = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+for method, path in (("GET", "/status"), ("POST", "/reload")):
+    s.sendall(f"{method} {path} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 0\\r\\n\\r\\n".encode())
+    print(s.recv(1 << 20).decode().split()[1])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_who_may_read_may_not_reload(folder: Path) -> None:
+    folder.chmod(0o711)
+    nowhere = f'[accounts.a]\nupstream = "docker"\nhosts = {{ x = "unix://{folder}/no" }}'
+    here = place(folder, None, nowhere)
+    here.config.write_text(here.config.read_text() + "allow_uids = [54321]\n")
+    with service(here):
+        for uid, answers in ((54321, "200\n403\n"), (0, "200\n200\n")):
+            command = [sys.executable, "-S", "-c", _ASK, str(here.socket), str(uid)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            assert done.stdout == answers, done.stderr
