@@ -103,7 +103,8 @@ def version(arch: str, kernel: str) -> Reply:
         "KernelVersion": kernel,
     }
     details = {name: own[name] for name in ("ApiVersion", "MinAPIVersion", "Os", "Arch")}
-    component = {"Name": "hypermux", "Version": __version__, "Details": details}
+    details["Experimental"] = "false"
+    component = {"Name": "Engine", "Version": __version__, "Details": details}
     shown = {"Platform": {"Name": "hypermux"}, "Components": [component], **own}
     return Reply(200, json.dumps(shown).encode() + b"\n", headers=HEADERS)
 
