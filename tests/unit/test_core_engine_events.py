@@ -233,6 +233,9 @@ SPOOF = {**START, "Actor": {"ID": ID, "Attributes": {"hypermux.account": "other"
         # Twice the same key: readers take the last, so the last is the one to change.
         json.dumps(START, separators=(",", ":"))
         .encode()
+        .replace(b',"scope"', b',"Actor":{"ID":"i","Attributes":{"a":"b"}},"scope"'),
+        json.dumps(START, separators=(",", ":"))
+        .encode()
         .replace(b',"scope"', b',"Actor":{"ID":"i","Attributes":{"hypermux.region":"x"}},"scope"'),
     ],
 )  # fmt: skip
