@@ -28,7 +28,7 @@ from hypermux.core.coverage import COUNTED, Coverage, SourceCoverage
 from hypermux.core.index import FOREVER_NS
 from hypermux.core.recording import Parsed
 from hypermux.model.accounts import SourceId
-from hypermux.model.records import Checkpoint, Event, Gap, Kind, StateChange
+from hypermux.model.records import Checkpoint, Gap, Item, Kind, StateChange
 
 # A record is released at most this long after the one that came last, unless it is flagged.
 _HELD_NS = 60 * 10**9
@@ -151,6 +151,13 @@ class _Source:
                     self.lives.append(Span(self.life_ns, max(self.life_ns, at_ns)))
                 self.life_ns = None
 
+    def count(self, parsed: Parsed) -> None:
+        self.kinds[parsed.kind] += 1
+        self.late += parsed.late
+        if parsed.kind is Kind.EVENT:
+            self.replayed += parsed.replayed
+            self.synthetic += parsed.synthetic
+
     def _live(self, from_ns: int) -> None:
         if self.life_ns is None:
             self.life_ns = from_ns
@@ -200,31 +207,33 @@ class Auditor:
 
     def take(self, parsed: Parsed) -> None:
         """Take the next record. Raises BadLine when it is none."""
-        item, at_ns = parsed.item, parsed.at_ns
+        at_ns = parsed.at_ns
         self._wall_ns = max(self._wall_ns, at_ns)
-        if isinstance(item, Checkpoint):
-            self._through_ns = max(self._through_ns, item.through_ns)
         if parsed.source is None:
-            if isinstance(item, Gap):
-                self._own.append(item)
-            return
-        if not self.wanted(parsed.source):
+            self._take_own(parsed.item)
             return
         source = self._sources.get(parsed.source)
         if source is None:
+            if not self.wanted(parsed.source):
+                return
             source = self._sources[parsed.source] = _Source()
-        if isinstance(item, StateChange):
-            source.change(item, at_ns)
-        elif source.life_ns is None:
-            source.life_ns = item.from_ns if isinstance(item, Gap) else at_ns
-        if isinstance(item, Gap):
-            source.gaps.append(item)
-        if self.since_ns <= at_ns <= self.until_ns:
-            source.kinds[str(parsed.kind)] += 1
-            source.late += parsed.late
-            if isinstance(item, Event):
-                source.replayed += item.replayed
-                source.synthetic += item.synthetic
+        if parsed.kind is not Kind.EVENT:  # most are, and need no more than their head
+            item = parsed.item
+            if isinstance(item, StateChange):
+                source.change(item, at_ns)
+            elif isinstance(item, Gap):
+                source.gaps.append(item)
+                at_ns = item.from_ns if source.life_ns is None else at_ns
+        if source.life_ns is None and parsed.kind is not Kind.STATE:
+            source.life_ns = at_ns
+        if self.since_ns <= parsed.at_ns <= self.until_ns:
+            source.count(parsed)
+
+    def _take_own(self, item: Item | Checkpoint) -> None:
+        if isinstance(item, Checkpoint):
+            self._through_ns = max(self._through_ns, item.through_ns)
+        elif isinstance(item, Gap):
+            self._own.append(item)
 
     def report(self, *, running: bool) -> Report:
         """Return what it comes to; there are no more records.

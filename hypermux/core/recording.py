@@ -286,6 +286,16 @@ class Parsed:
     _head: _Head
 
     @property
+    def replayed(self) -> bool:
+        """Whether it did not come as it happened."""
+        return self._head.replayed
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether its upstream never sent it."""
+        return self._head.synthetic
+
+    @property
     def event(self) -> bytes:
         """The bytes of the event as received; empty for the other kinds."""
         return self.line.partition(_EVENT_KEY)[2][:-_SEAL]

@@ -20,7 +20,7 @@ from hypermux.downstream.retention import first_received_ns
 from hypermux.downstream.storage import translated
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DamagedData
-from hypermux.model.records import Checkpoint
+from hypermux.model.records import Checkpoint, Kind
 
 # A record is released at most this long after the one that came last.
 _HELD_NS = 60 * 10**9
@@ -66,7 +66,10 @@ def audit(
     for block in _blocks(onlooker, onlooker.segments[at] - 1):
         if auditor.needs(block):
             for parsed in _records(block):
-                auditor.take(parsed)
+                try:
+                    auditor.take(parsed)
+                except BadLine as exc:
+                    raise _bad(parsed.line, exc) from None
     return auditor.report(running=running)
 
 
@@ -96,7 +99,7 @@ def _known_ns(onlooker: Onlooker, now_ns: int) -> int | None:
             item.through_ns
             for block in _blocks(onlooker, after)
             for parsed in _records(block)
-            if isinstance(item := parsed.item, Checkpoint)
+            if parsed.kind is Kind.CHECKPOINT and isinstance(item := parsed.item, Checkpoint)
         ][-2:]
         if len(found) == 2 or after < first:
             break
@@ -129,11 +132,14 @@ def _records(block: bytes) -> Iterator[Parsed]:
     for line in block.splitlines(keepends=True):
         try:
             parsed = parse_line(line)
-            _ = parsed.item  # it raises, too
         except BadLine as exc:
-            shown = line[:40].decode("ascii", "replace")
-            raise DamagedData(
-                f"the record {shown!r}… does not read back: {exc}; `hypermux journal verify` "
-                "finds all such"
-            ) from None
+            raise _bad(line, exc) from None
         yield parsed
+
+
+def _bad(line: bytes, error: BadLine) -> DamagedData:
+    shown = line[:40].decode("ascii", "replace")
+    return DamagedData(
+        f"the record {shown!r}… does not read back: {error}; `hypermux journal verify` finds all "
+        "such"
+    )
