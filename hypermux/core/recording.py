@@ -205,11 +205,13 @@ class Encoder:
             crc = zlib.crc32(item.raw, zlib.crc32(head))
             return b'%b%b,"crc":"%08x"}\n' % (head, item.raw, crc)
         kind, payload = _payload(item)
+        replayed = isinstance(item, Unparsed) and item.replayed
         return seal(
             (
                 f'{{"seq":{seq},"kind":"{kind}","time":"{self._received}"'
                 f"{'' if at_ns == received_ns else _at(at_ns)}"
                 f',"received":"{self._received}"{tag}{_LATE if late else ""}'
+                f"{_REPLAYED if replayed else ''}"
                 f"{'' if durable is None else _durable(durable)}{payload}"
             ).encode("ascii")
         )
@@ -333,7 +335,7 @@ class Parsed:
                 )
             case Kind.UNPARSED:
                 size = head.size if head.size is not None else 0
-                return Unparsed(_need(head.text), size, _need(head.reason))
+                return Unparsed(_need(head.text), size, _need(head.reason), head.replayed)
             case Kind.CHECKPOINT:
                 return Checkpoint(_time(_need(head.through)))
 

@@ -115,7 +115,8 @@ class Failure:
     """One failed or ended attempt, as the transport saw it; `core.verdicts` gives it meaning.
 
     `detail` is one plain sentence without secrets. `code` is an HTTP status or a WebSocket close
-    code. `retry_after_s` comes from `Retry-After`, in seconds. `date_ns` is the server's clock
+    code. `retry_after_s` comes from `Retry-After`, in seconds; `retry_at_ns` is the moment that it
+    names where nothing says what time the server had then. `date_ns` is the server's clock
     from the `Date` header of one who proved who it is, in nanoseconds since 1970.
     """
 
@@ -125,6 +126,7 @@ class Failure:
     retry_after_s: float | None = None
     date_ns: int | None = None
     body: str | None = None
+    retry_at_ns: int | None = None
 
 
 class ConnectionFailed(HypermuxError):

@@ -46,11 +46,15 @@ class Event:
 
 @frozen
 class Unparsed:
-    """A message that is not an event: its text (capped) and its size in bytes."""
+    """A message that is not an event: its text (capped) and its size in bytes.
+
+    `replayed`: it did not come as it happened.
+    """
 
     text: str
     size: int
     reason: str
+    replayed: bool = False
 
 
 @frozen

@@ -68,6 +68,7 @@ def http_failure(status: int, headers: Headers, body: bytes, *, who: str, trust:
         detail,
         code=status,
         retry_after_s=retry_after_s(headers),
+        retry_at_ns=retry_at_ns(headers),
         date_ns=date_ns(headers) if trust in PROVEN else None,
         body=printable(text, MAX_BODY) if text else None,
     )
@@ -114,7 +115,10 @@ def _http_date_ns(text: str | None) -> int | None:
 
 
 def retry_after_s(headers: Headers) -> float | None:
-    """Return `Retry-After` in seconds. A date is read against the same answer's `Date`."""
+    """Return `Retry-After` in seconds. A date is read against the same answer's `Date`.
+
+    None for a date without that: it is for whoever knows the time to read.
+    """
     text = _find(headers, b"retry-after")
     if text is None:
         return None
@@ -122,3 +126,8 @@ def retry_after_s(headers: Headers) -> float | None:
         return float(min(int(text[:12]), 1 << 31))
     then, now = _http_date_ns(text), date_ns(headers)
     return None if then is None or now is None else max(0.0, (then - now) / 1e9)
+
+
+def retry_at_ns(headers: Headers) -> int | None:
+    """Return the moment that `Retry-After` names, None when it names none."""
+    return _http_date_ns(_find(headers, b"retry-after"))

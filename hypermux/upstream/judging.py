@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from attrs import define
+from attrs import define, evolve
 
 from hypermux.config.settings import Source
 from hypermux.core.correction import Corrections
@@ -41,6 +41,9 @@ class Judge:
         """Return what the end of a link means; it is the source's last failure."""
         failure = link.failure
         assert failure is not None  # it has ended
+        if failure.retry_after_s is None and failure.retry_at_ns is not None:
+            now_ns = self.utc_ns() + self.corrections.of(source.endpoint.address)
+            failure = evolve(failure, retry_after_s=(failure.retry_at_ns - now_ns) / 1e9)
         judgement = judge(
             failure,
             secure=trust_of(source.endpoint, source.tls) in PROVEN,

@@ -108,11 +108,15 @@ class KeyRing:
         return held
 
     async def get(self, source: Source) -> Credential | None:
-        """Return the credential of `source`. Raises ConfigurationFault."""
+        """Return the credential of `source`'s account. Raises ConfigurationFault.
+
+        It is the one that is configured now: `source` may be of a link that began in the moment
+        of a reload. That of an account that is no more is read for this one link, and not held.
+        """
         if source.credential is None:
             return None
         account = source.id.account
-        held = self._held[account] = self._keep(account, source.credential)
+        held = self._held.get(account) or _Held(account, source.credential)
         # One reads for all regions of an account; a program that hangs holds up its own account.
         async with held.lock:
             if held.is_over(self.utc_ns()):

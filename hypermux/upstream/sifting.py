@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable
 from functools import lru_cache
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
@@ -55,10 +55,11 @@ class Sieve:
     def replayed(self, messages: list[bytes]) -> list[Item]:
         """Return the items of messages that the upstream remembers."""
         self.counters.received += len(messages)
-        items = self._kept(self._read(messages))
-        for item in items:
+        items: list[Item] = []
+        for item in self._kept(self._read(messages)):
             if isinstance(item, Event):
                 item.replayed = True
+            items.append(evolve(item, replayed=True) if isinstance(item, Unparsed) else item)
         return items
 
     def synthetic(self, messages: list[bytes]) -> list[Item]:

@@ -90,9 +90,13 @@ def _refusal(response: h11.Response, who: str, endpoint: Endpoint, *, known: boo
         case 401 | 403:
             return Failure(FailureKind.ACCESS, f"{who} refuses to connect to {target} ({said})")
         case 429:
-            wait_s = answers.retry_after_s(response.headers)
-            text = f"{who} answered {said}"
-            return Failure(FailureKind.HTTP, text, code=status, retry_after_s=wait_s)
+            return Failure(
+                FailureKind.HTTP,
+                f"{who} answered {said}",
+                code=status,
+                retry_after_s=answers.retry_after_s(response.headers),
+                retry_at_ns=answers.retry_at_ns(response.headers),
+            )
         case 408 | 500 | 502 | 503 | 504:
             return Failure(FailureKind.CONNECT, f"{who} does not reach {target} ({said})")
         case _:

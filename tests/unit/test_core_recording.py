@@ -43,7 +43,7 @@ def events(draw: st.DrawFn) -> Event:
 
 items: st.SearchStrategy[Item | Checkpoint] = st.one_of(
     events(),
-    st.builds(Unparsed, texts, st.integers(0, 10**9), texts),
+    st.builds(Unparsed, texts, st.integers(0, 10**9), texts, st.booleans()),
     st.builds(
         Gap,
         times,
@@ -125,6 +125,10 @@ def test_every_optional_key_in_its_place() -> None:
         (
             Unparsed("[1]", 3, "not an object"),
             {"text": "[1]", "size": 3, "reason": "not an object"},
+        ),
+        (
+            Unparsed("[1]", 3, "not an object", replayed=True),
+            {"replayed": True, "text": "[1]", "size": 3, "reason": "not an object"},
         ),
         (Checkpoint(0), {"through": "1970-01-01T00:00:00.000000000Z"}),
     ],

@@ -24,7 +24,7 @@ from hypermux.upstream.connection import Connection
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.link import Link
 from hypermux.upstream.telling import Outage
-from hypermux.upstream.transport import Listener, Opened
+from hypermux.upstream.transport import Listener, Opened, Resumption
 
 Attempt = Callable[[Listener], Awaitable[None]]
 
@@ -213,6 +213,27 @@ async def test_a_clock_that_is_off_is_corrected_once(
     assert refused.keys.refusals == 1
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("at_s", "ahead_s", "pause_s"),
+    [(1_300, 0, 300), (1_300, 200, 100), (900, 0, 0), (90_000, 0, 3600)],
+)
+async def test_a_date_to_come_back_at_is_read_by_our_corrected_clock(
+    autojump_clock: trio.testing.MockClock, status: int, at_s: int, ahead_s: int, pause_s: float
+) -> None:
+    async def refuse(listener: Listener) -> None:
+        assert isinstance(listener, Link)
+        assert isinstance(listener.owner, Connection)
+        address = SOURCE.endpoint.address
+        listener.owner.corrections.refused(address, ahead_s * SECOND)
+        failure = Failure(FailureKind.HTTP, "later", status, retry_at_ns=at_s * SECOND)
+        raise ConnectionFailed(failure)
+
+    played = await play(refuse, seconds=4000)
+    first, second = played.script.dialed_at
+    assert pause_s <= second - first <= pause_s + 2
+
+
 async def test_a_clock_that_is_mended_meanwhile_is_corrected_anew(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -379,3 +400,17 @@ async def test_a_server_that_is_gone_when_a_quiet_source_comes_back(
     gap = played.tape.gaps[1]
     assert (gap.cause, len(played.tape.gaps)) == ("unreachable", 2)
     assert len(played.script.dialed_at) == 5
+
+
+async def test_what_an_upstream_remembers_is_replayed_whatever_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def attempt(listener: Listener) -> None:
+        listener.opened(Opened(None, "off", resumption=Resumption(True, [EVENT, b"no event"])))
+        listener.received([b"neither"], more=False)
+        listener.recovered([b"late"], unsure_from_ns=None)
+        await trio.sleep_forever()
+
+    played = await play(attempt)
+    found = [item for item in played.tape.items if isinstance(item, Event | Unparsed)]
+    assert [item.replayed for item in found] == [True, True, False, True]

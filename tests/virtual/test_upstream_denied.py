@@ -214,6 +214,7 @@ async def test_a_program_that_makes_a_new_key_each_time_changes_nothing_about_th
 
     async with made_keys() as ring, world(Server(), None, regions, ring, rate) as w:
         ring.changed = changed
+        ring.use([connection.source for connection in w.connections])
         await trio.sleep(DAY)
         assert w.states == {State.DENIED}
         for region in regions:

@@ -101,6 +101,25 @@ async def world(*sources: Source) -> AsyncIterator[World]:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_link_of_before_a_reload_brings_no_old_key_back(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLD", "old-secret")
+    monkeypatch.setenv("NEW", "new-secret")
+    old = source(CredentialSource("AK", secret_key_env="OLD"))
+    new = source(CredentialSource("AK", secret_key_env="NEW"))
+    gone = source(CredentialSource("AK", secret_key_env="OLD"), account="gone")
+    async with world(old, gone) as w:
+        w.ring.use([new])
+        found = await w.ring.get(old)
+        assert found is not None
+        assert found.secret_key.reveal() == "new-secret"
+        await w.ring.refresh()
+        assert w.secret() == "new-secret"
+        assert await w.ring.get(gone) is not None, "its link is about to be ended"
+        assert w.ring.current("gone") is None
+
+
 @pytest.fixture
 def vault(monkeypatch: pytest.MonkeyPatch) -> Vault:
     vault = Vault([lasting(3600)])

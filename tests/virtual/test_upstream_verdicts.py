@@ -329,13 +329,14 @@ async def test_retry_after_is_honoured_to_an_hour_and_never_trusted_further(
     assert pause.state is (State.THROTTLED if status == 429 else State.BACKING_OFF)
 
 
-async def test_a_date_without_the_servers_clock_says_nothing(
+async def test_a_date_without_the_servers_clock_is_for_ours_to_read(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     failure = await end(
         HYPER, answering(refusal(429, b"Retry-After: Thu, 13 Oct 2016 16:23:54 GMT")), Heard()
     )
     assert failure.retry_after_s is None
+    assert failure.retry_at_ns == (NOW + 60) * 1_000_000_000
 
 
 @pytest.mark.parametrize("minutes", [4, 24 * 60, -4, -24 * 60])
