@@ -28,7 +28,7 @@ from __future__ import annotations
 import msgspec
 from attrs import define, field
 
-from hypermux.core.recollection import FIRST, Recollection, Stored
+from hypermux.core.recollection import Recollection, Stored
 from hypermux.core.recording import BadLine, seal, unseal
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange, Unparsed
@@ -202,12 +202,7 @@ def _covered(stored: _StoredSource) -> SourceCoverage:
 
 
 def _anchored(recollection: Recollection | None, anchor: str, at_ns: int) -> Recollection:
-    """Return what is remembered behind an `up`; FIRST begins it anew."""
-    digest = anchor.removeprefix(FIRST)
-    if recollection is None or digest != anchor:
-        recollection = Recollection(since_ns=at_ns)
     try:
-        recollection.seen.anchor = bytes.fromhex(digest)
+        return Recollection.anchored(recollection, anchor, at_ns)
     except ValueError:
         raise BadLine("the record's anchor is no hexadecimal text") from None
-    return recollection

@@ -2,9 +2,17 @@
 
 Kept twice, as coverage is: by the journal, of what is recorded, and by the running source, of what
 was received; at a start the second begins as a copy of the first.
+
+It is of one engine, and as its events are recorded: what is remembered of another one, or in other
+words, would be compared for nothing, and its containers taken for removed. An engine is known by
+its endpoint, for Podman has no name of its own; by another way to the same engine it counts as
+another, which costs a gap.
 """
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
 
 import msgspec
 from attrs import define, field
@@ -15,6 +23,15 @@ from hypermux.model.records import Event, Unparsed
 
 # Before the anchor of a source that nothing was known of: it is new, or has another engine now.
 FIRST = "first:"
+# Between an anchor and its engine. Journals of earlier versions have none.
+_OF = "@"
+_ENGINE_SIZE = 8
+
+
+def engine_of(endpoint: str, redact: Iterable[str]) -> str:
+    """Return what an engine is known by, as its events are recorded."""
+    text = "\0".join((endpoint, *redact)).encode(errors="surrogatepass")
+    return hashlib.blake2b(text, digest_size=_ENGINE_SIZE).hexdigest()
 
 
 class Stored(msgspec.Struct):
@@ -25,6 +42,7 @@ class Stored(msgspec.Struct):
     events: str
     containers: list[Packed]
     unproven: int = 0
+    engine: str = ""
 
 
 @define
@@ -32,11 +50,13 @@ class Recollection:
     """One source's last events, and the containers that all of them imply.
 
     `since_ns` is when the source was first up, on our clock: what is older is not ours to tell.
+    `engine` is whose events they are, by `engine_of`; empty where an earlier version remembered.
     """
 
     seen: Seen = field(factory=Seen)
     implied: Implied = field(factory=Implied)
     since_ns: int = 0
+    engine: str = ""
 
     def note(
         self, item: Event | Unparsed, digest: bytes | None = None, *, proven: bool = True
@@ -56,13 +76,27 @@ class Recollection:
 
     def copy(self) -> Recollection:
         """Return another one that holds the same."""
-        return Recollection(self.seen.copy(), self.implied.copy(), self.since_ns)
+        return Recollection(self.seen.copy(), self.implied.copy(), self.since_ns, self.engine)
+
+    def anchor(self, *, first: bool) -> str:
+        """Return the anchor as an `up` tells it. `first`: nothing was known before."""
+        digest = (self.seen.anchor or b"").hex()
+        return f"{FIRST if first else ''}{digest}{_OF if self.engine else ''}{self.engine}"
+
+    @classmethod
+    def anchored(cls, before: Recollection | None, anchor: str, at_ns: int) -> Recollection:
+        """Return what is remembered behind an `up` with `anchor`. Raises ValueError."""
+        digest, _, engine = anchor.removeprefix(FIRST).partition(_OF)
+        first = anchor.startswith(FIRST)
+        kept = cls(since_ns=at_ns) if before is None or first else before
+        kept.seen.anchor, kept.engine = bytes.fromhex(digest), engine
+        return kept
 
     def stored(self) -> Stored:
         """Return it for a file."""
         anchor = self.seen.anchor or b""
-        seen = self.seen
-        return Stored(self.since_ns, anchor.hex(), seen.pack(), self.implied.pack(), seen.unproven)
+        packed = self.seen.pack(), self.implied.pack()
+        return Stored(self.since_ns, anchor.hex(), *packed, self.seen.unproven, self.engine)
 
     @classmethod
     def of(cls, stored: Stored) -> Recollection:
@@ -70,4 +104,4 @@ class Recollection:
         anchor = bytes.fromhex(stored.anchor)
         seen, implied = Seen.unpack(stored.events, anchor), Implied.unpack(stored.containers)
         seen.unproven = stored.unproven
-        return cls(seen, implied, stored.since)
+        return cls(seen, implied, stored.since, stored.engine)

@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 from hypermux.config.settings import Source
 from hypermux.core import containers
 from hypermux.core.containers import Implied, Inspected
-from hypermux.core.recollection import FIRST, Recollection
+from hypermux.core.recollection import Recollection, engine_of
 from hypermux.core.resume import (
     AUDIT_EVENTS,
     RING,
@@ -75,6 +75,16 @@ class Memory:
     recollection: Recollection
     heard_ns: int
     expected: Expected = field(factory=Expected)
+
+    @classmethod
+    def of(cls, source: Source, known: Recollection | None, heard_ns: int) -> Memory:
+        """Begin with what is known of the engine of `source`, unless it is of another one."""
+        engine = engine_of(str(source.endpoint), source.redact)
+        if known is None or known.engine not in ("", engine):
+            return cls(Recollection(engine=engine), heard_ns)
+        recollection = known.copy()
+        recollection.engine = engine
+        return cls(recollection, heard_ns)
 
 
 @frozen
@@ -224,7 +234,7 @@ class Keeper:
             found.complete,
             [snapshot.messages[place] for place in found.new],
             synthetic,
-            f"{'' if known else FIRST}{seen.anchor.hex()}",
+            recollection.anchor(first=not known),
         )
 
     async def _snapshot(self, engine: Engine) -> _Snapshot:

@@ -99,7 +99,7 @@ class Transports:
             raise
         except BaseException:
             # A fault of ours: what was remembered as handed on may not have been.
-            memory.recollection = Recollection()
+            memory.recollection = Recollection(engine=memory.recollection.engine)
             raise
 
     def _paced(self, source: Source) -> Dialer:
@@ -216,9 +216,7 @@ class Supervisor:
         name = change.source.id
         self._tended[name].source = change.source
         if change.reconnects:
-            if {"endpoint", "upstream", "redact"} & {*change.keys}:
-                # Another engine remembers other events, and these would not be known again.
-                self._transports.memories[name] = Memory(Recollection(), self.clock.now_ns())
+            self._remember_engine(change.source)
             self._end(name)
             return
         connection = self.connections[name]
@@ -233,6 +231,15 @@ class Supervisor:
         else:
             # It was removed a moment ago and has not ended yet: it comes back instead.
             leaving.source, leaving.removed = source, False
+            self._remember_engine(source)
+
+    def _remember_engine(self, source: Source) -> None:
+        """Forget what another engine remembers, or this one's events in other words."""
+        memories, now_ns = self._transports.memories, self.clock.now_ns()
+        before = memories[source.id]
+        after = Memory.of(source, before.recollection, now_ns)
+        if after.recollection.engine != before.recollection.engine:
+            memories[source.id] = after
 
     def _begin(
         self,
@@ -242,9 +249,7 @@ class Supervisor:
     ) -> None:
         assert self._nursery is not None  # looked at before
         begun = outage or Outage(self.clock.now_ns(), "start")
-        self._transports.memories[source.id] = Memory(
-            Recollection() if recollection is None else recollection.copy(), begun.from_ns
-        )
+        self._transports.memories[source.id] = Memory.of(source, recollection, begun.from_ns)
         self._tended[source.id] = _Tended(source)
         self.connections[source.id] = self._connection(source, begun, self._lifecycle())
         self._nursery.start_soon(self._tend, source.id, name=f"source {source.id}")

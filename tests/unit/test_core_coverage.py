@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypermux.core.coverage import Coverage, SourceCoverage
-from hypermux.core.recollection import Recollection
-from hypermux.core.recording import BadLine, Encoder, parse_line, seal
+from hypermux.core.recollection import Recollection, engine_of
+from hypermux.core.recording import BadLine, Encoder, parse_line, seal, unseal
 from hypermux.core.resume import Seen, compare, digest_of
 from hypermux.model.accounts import SourceId
 from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange, Unparsed
@@ -107,7 +107,7 @@ def steps(draw: st.DrawFn) -> list[tuple[SourceId | None, Item | Checkpoint, int
             word,
             cause=st.none() | cause,
             from_ns=st.none() | times,
-            anchor=st.sampled_from([None, None, "", "00ff", "first:"]),
+            anchor=st.sampled_from([None, None, "", "00ff", "first:", "first:01@0a", "00ff@0a"]),
         ),
     )
     of_service = st.one_of(
@@ -235,3 +235,24 @@ def test_what_a_cut_off_resume_recorded_is_no_proof() -> None:
 def test_an_anchor_that_is_none_makes_the_line_bad() -> None:
     with pytest.raises(BadLine, match="hexadecimal"):
         state((StateChange("up", anchor="xyz"), 10))
+
+
+def test_an_anchor_says_whose_events_are_remembered() -> None:
+    engine = engine_of("tcp://first:2375", ())
+    assert engine not in (engine_of("tcp://other:2375", ()), engine_of("tcp://first:2375", ("a",)))
+    told = Recollection(Seen(b"\x01"), engine=engine).anchor(first=True)
+    kept = state((StateChange("up", anchor=told), 10), (EVENT, 11))
+    assert kept.recollection is not None
+    assert (kept.recollection.engine, kept.recollection.seen.anchor) == (engine, b"\x01")
+    later = kept.recollection.anchor(first=False)
+    again = state((StateChange("up", anchor=told), 10), (StateChange("up", anchor=later), 20))
+    assert again.recollection == Recollection(Seen(b"\x01"), since_ns=10, engine=engine)
+
+
+def test_what_an_earlier_version_remembered_reads_back_without_an_engine() -> None:
+    coverage = Coverage()
+    coverage.apply(A, StateChange("up", anchor="first:01"), 10)
+    data = coverage.to_bytes()
+    assert b'"engine":""' in data
+    earlier = seal(unseal(data).replace(b',"engine":""', b""))
+    assert Coverage.from_bytes(earlier).sources == coverage.sources
