@@ -60,7 +60,8 @@ class SourceStatus:
 
     `state` is a word of `core.lifecycle.State`, or "quiet": connected, and without an event for
     longer than its account expects. `attempt` counts failures in a row, `next_try` is when a pause
-    ends, `waits_for` is what a source in state "waiting" waits for. `connected_seconds` is the age
+    ends, `waits_for` is what a source waits for that is in state "waiting", or whose connection is
+    to be replaced. `connected_seconds` is the age
     of the connection, `rotation_due` when it will be replaced. `tls` is "verified", "pinned",
     "unverified" or "off". `last_event` is when the newest event was received, `last_answer` when
     anything was. `offset_seconds` is what its times are moved by to order them, `lag_seconds` how

@@ -47,6 +47,10 @@ PONG_PATIENCE_S = 10.0
 # A server may answer a ping ahead of events that it has queued, and drops them when it is told
 # goodbye. Meanwhile the old link brings all that happens, so waiting for them costs nothing.
 OVERTAKEN_S = 1.0
+# How long a source waits for the rates to hand its slot over before it looks around again: for a
+# slot that came free, for one who has none and wants its own. Over the patience of the limiter, by
+# whose order its turn comes before that unless a server has all but stopped the dials.
+HANDOVER_PATIENCE_S = 600.0
 
 
 @define(eq=False)
@@ -54,8 +58,9 @@ class Connection:
     """The task of one source. `outage` is what the journal knew when it began.
 
     `pause_s` is how long it waits before its first dial, when the lifecycle it is given is in a
-    pause. `ending` is the cause, and one plain sentence, that a source that is up is told down with
-    when the task is cancelled. `next_try_s` is when a pause ends, monotonic seconds.
+    pause. `awaits_successor`: its open connection is to be replaced, and waits for a permit to dial
+    another. `ending` is the cause, and one plain sentence, that a source that is up is told down
+    with when the task is cancelled. `next_try_s` is when a pause ends, monotonic seconds.
     """
 
     source: Source
@@ -78,6 +83,7 @@ class Connection:
     incoming: Incoming = field(init=False)
     ending: tuple[str, str] = ("stopped", "hypermux stopped")
     next_try_s: float | None = None
+    awaits_successor: bool = False
     _judge: Judge = field(init=False)
     _parted: PartingCause | None = None  # why the link is ended by our own doing
     _parting: trio.Event = field(factory=trio.Event)
@@ -279,11 +285,20 @@ class Connection:
             return link
         if await self._permit(link, self.rotation.patient_until(trio.current_time())):
             return await self._succeed(link, nursery)
-        if self._parted is None and link.open and await self._permit(link, inf, handover=True):
-            # The slot stays with the source: it passes from one link to the next.
-            await self._part(link, "rotation")
-            self.lifecycle.waiting(trio.current_time())
-            return self._dial(nursery)
+        if self._parted is None and link.open:
+            until_s = trio.current_time() + HANDOVER_PATIENCE_S
+            if await self._permit(link, until_s, handover=True):
+                # The slot stays with the source: it passes from one link to the next.
+                await self._part(link, "rotation")
+                self.lifecycle.waiting(trio.current_time())
+                return self._dial(nursery)
+        if self._parted is None and link.open:
+            # It is none the worse for its age: what is due is looked at anew.
+            log.warning(
+                "%s: its connection is due to be replaced, and limits leave no room for a dial:"
+                " it stays",
+                self.source.id,
+            )
         return link
 
     async def _permit(self, link: Link, until_s: float, *, handover: bool = False) -> bool:
@@ -295,6 +310,7 @@ class Connection:
             await self.gate.permit(self.source.id, self._address, Rank.ROTATION, handover=handover)
             granted = True
 
+        self.awaits_successor = True
         try:
             with trio.move_on_at(until_s):
                 await _first_of(link.ended.wait, self._parting.wait, self._watch_quiet, wait)
@@ -302,6 +318,8 @@ class Connection:
             if granted and not handover:
                 self.gate.release(self.source.id)
             raise
+        finally:
+            self.awaits_successor = False
         if granted and (not link.open or self._parted is not None):
             if not handover:
                 self.gate.release(self.source.id)
@@ -452,6 +470,10 @@ class Connection:
         """See `Owner`."""
         now = trio.current_time()
         link.opened_ns = link.heard_ns = self.clock.now_ns()
+        resumption = opened.resumption
+        if resumption is not None and resumption.complete and resumption.as_of_ns is not None:
+            # There is no gap up to now, and the stream may have died while its engine was asked.
+            link.heard_ns = resumption.as_of_ns
         if link is self.link:
             if self.lifecycle.state is not State.DRAINING:
                 self.lifecycle.opened(now)

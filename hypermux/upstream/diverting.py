@@ -71,6 +71,7 @@ class DivertingStream(trio.abc.Stream):
     _upgraded: Opened | None = None
     _rest: bytes = b""  # what came behind the 101 in the same read
     _sending: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
+    _closing: bool = False  # a close frame was sent: the last of ours
     _torn: bool = False  # a frame was sent in part: nothing can follow it
     _more: bool = False  # what the listener was last told
     _pinged: int = 0  # the number of the last ping
@@ -200,10 +201,18 @@ class DivertingStream(trio.abc.Stream):
     async def close(self, code: int) -> None:
         """Send a close frame if one may still be sent; never raises."""
         ended = self.splitter.ended
-        if not self.opened or (ended is not None and ended.kind is FailureKind.CLOSE):
+        closed = self._closing or (ended is not None and ended.kind is FailureKind.CLOSE)
+        if not self.opened or closed:
             return
+        self._closing = True
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self.send_all(FrameProtocol(client=True, extensions=[]).close(code))
+
+    async def read_out(self) -> None:
+        """Read what still comes, to its end; for an open connection that nobody else reads."""
+        with contextlib.suppress(ConnectionFailed):
+            while self.opened:
+                await self.receive_some()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait for room in the socket's buffer."""

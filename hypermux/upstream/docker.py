@@ -113,7 +113,7 @@ class _Events:
         self.listener.opened(evolve(self.accepted, date_ns=date_ns, resumption=resumption))
         if self.keeper is None:
             return
-        self.keeper.heard()
+        self.keeper.heard(None if resumption is None else resumption.as_of_ns)
         if held := self._unseen(self.keeper.release()):
             self.told_more = self.more
             self.listener.received(held, more=self.more)

@@ -89,8 +89,9 @@ class Memory:
 
 @frozen
 class _Snapshot:
-    """The engine's memory at one moment, oldest first."""
+    """The engine's memory at one moment, which is not before `asked_ns`, oldest first."""
 
+    asked_ns: int
     messages: list[bytes]
     items: list[Event | Unparsed]
     digests: list[bytes]
@@ -133,9 +134,9 @@ class Keeper:
 
     # The live stream.
 
-    def heard(self) -> None:
-        """Note that the open connection lives."""
-        self.memory.heard_ns = self.now_ns()
+    def heard(self, at_ns: int | None = None) -> None:
+        """Note that the open connection lives, or was known to live at `at_ns`."""
+        self.memory.heard_ns = self.now_ns() if at_ns is None else at_ns
 
     def hold(self, messages: list[bytes]) -> None:
         """Keep live messages until `release`; too many, and the resume ends with what it has."""
@@ -235,6 +236,7 @@ class Keeper:
             [snapshot.messages[place] for place in found.new],
             synthetic,
             recollection.anchor(first=not known),
+            snapshot.asked_ns,
         )
 
     async def _snapshot(self, engine: Engine) -> _Snapshot:
@@ -242,6 +244,7 @@ class Keeper:
         since_ns = self._recollection.seen.earliest_ns
         if since_ns is None:
             since_ns = self.memory.heard_ns - self._offset_ns
+        asked_ns = self.now_ns()
         messages = await engine.events(podman=self._podman, since_ns=max(0, since_ns))
         items = self.reading(messages)
         if self._podman:  # it was asked by the second
@@ -252,10 +255,10 @@ class Keeper:
             ]
             messages = [message for message, _ in pairs]
             items = [item for _, item in pairs]
-        return _Snapshot(messages, items, [digest_of(item) for item in items])
+        return _Snapshot(asked_ns, messages, items, [digest_of(item) for item in items])
 
     def _saw(self, snapshot: _Snapshot) -> None:
-        self._looked, self._looked_ns = frozenset(snapshot.digests), self.now_ns()
+        self._looked, self._looked_ns = frozenset(snapshot.digests), snapshot.asked_ns
 
     async def _list(self, engine: Engine, snapshot: _Snapshot, found: Resume) -> list[bytes]:
         """Return events for what the containers show and neither journal nor ring tell."""

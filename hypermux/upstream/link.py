@@ -186,3 +186,7 @@ class Link:
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         """See `Listener`."""
         self.owner.link_recovered(self, messages, unsure_from_ns)
+
+    def unanswered(self) -> None:
+        """See `Listener`."""
+        self.failure = Failure(FailureKind.SILENT, "the server did not answer our goodbye")

@@ -35,7 +35,7 @@ def source_status(connection: Connection, flow: Flow, now_s: float) -> SourceSta
 
     up = link is not None and link.open
     quiet = up and connection.quiet.quiet
-    waits = lifecycle.state is State.WAITING
+    waits = lifecycle.state is State.WAITING or connection.awaits_successor
     counters, share, held = connection.counters, flow.share, connection.incoming.held
     fall = counters.fall
     due_s = connection.rotation.due_s if up else inf

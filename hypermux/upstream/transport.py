@@ -38,13 +38,15 @@ class Resumption:
     """What an upstream's own memory tells of the time without a connection.
 
     `replayed`: messages from it that were not seen. `synthetic`: messages that its state implies.
-    `complete`: with these nothing is missing. `anchor`: see `core.resume`.
+    `complete`: with these nothing is missing, up to `as_of_ns` on the stream's clock: what came
+    later is on the live stream alone. `anchor`: see `core.resume`.
     """
 
     complete: bool = False
     replayed: list[bytes] = field(factory=list)
     synthetic: list[bytes] = field(factory=list)
     anchor: str | None = None
+    as_of_ns: int | None = None
 
 
 @frozen
@@ -84,6 +86,9 @@ class Listener(Protocol):
 
         `unsure_from_ns`: since when it may have lost others, which nobody remembers.
         """
+
+    def unanswered(self) -> None:
+        """A goodbye of ours, being cancelled, was not answered: the peer may have been dead."""
 
 
 class Dialer(Protocol):

@@ -27,7 +27,9 @@ from hypermux.upstream import dialing
 from hypermux.upstream.diverting import DivertingStream
 from hypermux.upstream.transport import Dialer, Listener
 
-# A goodbye is a courtesy: it may not hold up a shutdown for longer.
+# How long a server may take to answer our goodbye when we stop: several round trips of the longest
+# line. It may not hold up a shutdown for longer; who does not answer counts as dead since it was
+# last heard.
 GOODBYE_S = 1.0
 # After our own goodbye in the middle of things: how long the server may take to say its own and
 # to send what it had on its way.
@@ -49,23 +51,31 @@ async def stream_websocket(
 ) -> NoReturn:
     """Connect to `source` and hand its messages to `listener` until the connection ends.
 
-    Raises ConnectionFailed. When cancelled it says goodbye (close code 1000) within a second.
+    Raises ConnectionFailed. When cancelled it says goodbye (close code 1000), hands on what the
+    server still sends, and tells the listener if there was no answer within a second.
     """
     raw = await dialer.dial(source.endpoint, source.tls)
     trust = dialing.trust_of(source.endpoint, source.tls)
     stream = DivertingStream(raw, listener, FrameSplitter(settings.max_message_size), trust)
     control = stream.control = _Control(stream)
-    goodbye: int | None = 1000
     try:
         request = _Request(source, credential, now_utc_s())
         await _converse(stream, control, request, settings, rng)
     except ConnectionFailed as failed:
         goodbye = _GOODBYES.get(failed.failure.kind)
-        raise
-    finally:
         if goodbye is not None:
             with trio.move_on_after(GOODBYE_S, shield=True):
                 await stream.close(goodbye)
+        raise
+    except BaseException as exc:
+        with trio.move_on_after(GOODBYE_S, shield=True) as unanswered:
+            await stream.close(1000)
+            if _is_cancellation(exc):  # otherwise a fault of ours: it may meet what comes too
+                await stream.read_out()
+        if unanswered.cancelled_caught:
+            listener.unanswered()
+        raise
+    finally:
         await trio.aclose_forcefully(raw)
 
 
@@ -213,6 +223,11 @@ def _library_reason(exc: BaseException) -> str:
             return printable(str(at))
         at = at.__context__
     return printable(str(exc))
+
+
+def _is_cancellation(exc: BaseException) -> bool:
+    leaves = _leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc]
+    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

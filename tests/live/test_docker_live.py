@@ -57,6 +57,9 @@ class Heard:
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         raise AssertionError
 
+    def unanswered(self) -> None:
+        raise AssertionError
+
     def _change(self) -> None:
         self.changed.set()
         self.changed = trio.Event()

@@ -361,6 +361,9 @@ class Quiet:
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         raise AssertionError
 
+    def unanswered(self) -> None:
+        raise AssertionError
+
 
 async def test_client_certificates(tmp_path: Path) -> None:
     authority = trustme.CA()

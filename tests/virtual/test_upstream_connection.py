@@ -414,3 +414,42 @@ async def test_what_an_upstream_remembers_is_replayed_whatever_it_is(
     played = await play(attempt)
     found = [item for item in played.tape.items if isinstance(item, Event | Unparsed)]
     assert [item.replayed for item in found] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(("complete", "from_s"), [(True, 1_002), (False, 1_010)])
+async def test_a_stream_that_died_while_its_engine_was_asked_is_a_gap_from_the_question(
+    autojump_clock: trio.testing.MockClock, complete: bool, from_s: int
+) -> None:
+    async def attempt(listener: Listener) -> None:
+        await trio.sleep(10)
+        resumption = Resumption(complete, as_of_ns=1_002 * SECOND)
+        listener.opened(Opened(None, "off", resumption=resumption))
+        await trio.sleep(30)
+        raise ConnectionFailed(Failure(FailureKind.SILENT, "the host does not answer any more"))
+
+    played = await play(attempt, seconds=50)
+    gap = played.tape.gaps[-1]
+    assert gap.cause == "silent"
+    # Without a complete resume its own gap reaches to the opening.
+    assert gap.from_ns == pytest.approx(from_s * SECOND, abs=SECOND)
+    assert len(played.tape.gaps) == (1 if complete else 2)
+
+
+@pytest.mark.parametrize(("answered", "from_s"), [(True, 1_040), (False, 1_025)])
+async def test_a_stop_without_an_answer_begins_where_the_server_was_last_heard(
+    autojump_clock: trio.testing.MockClock, answered: bool, from_s: int
+) -> None:
+    async def attempt(listener: Listener) -> None:
+        listener.opened(Opened(None, "off"))
+        await trio.sleep(25)
+        listener.heard()
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not answered:
+                listener.unanswered()
+
+    played = await play(attempt, seconds=40)
+    last = played.tape.states[-1]
+    assert (last.state, last.cause) == ("down", "stopped")
+    assert last.from_ns == pytest.approx(from_s * SECOND, abs=SECOND)

@@ -238,6 +238,23 @@ async def test_what_an_audit_found_takes_its_place_in_the_ring_s_order(
         assert len(one.heard.recoveries) == 1
 
 
+async def test_what_is_known_to_be_whole_is_so_up_to_the_question(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with world() as the:
+        the.know(volume("seen"))
+        await the.engine.happen(volume("seen"))
+        the.engine.held = trio.Event()
+        async with the.connected() as one:
+            await trio.sleep(5)
+            asked_ns = now_ns() - 5 * S
+            the.engine.held.set()
+            found = await one.opened()
+            assert found.complete
+            assert found.as_of_ns == pytest.approx(asked_ns, abs=1000)
+            assert the.memory.heard_ns == found.as_of_ns
+
+
 async def test_live_events_are_held_in_order_until_the_ring_is_told(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -14,14 +14,16 @@ from one_source import EVENT, ID, SECOND, SOURCE, Keys, Quiet, Tape
 
 from hypermux.config.settings import Source
 from hypermux.core.clock import StreamClock
+from hypermux.core.intake import Share
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Allocator, Rank
 from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Cap, Credential, Limits, Secret, SourceId
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event
-from hypermux.upstream.connection import Connection
+from hypermux.upstream.connection import HANDOVER_PATIENCE_S, Connection
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.status import Flow, source_status
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Listener, Opened, Resumption
 
@@ -254,6 +256,40 @@ async def test_a_source_yields_its_slot_to_one_that_waits(
     assert world.causes() == ["start", "yielded"]
     gap = world.tape.gaps[1]
     assert 5 * SECOND < gap.to_ns - gap.from_ns < 6 * SECOND
+
+
+async def test_a_handover_that_the_rates_hold_back_sees_who_wants_the_slot(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server has stopped the dials for an hour; meanwhile another needs the slot."""
+    served: list[float] = []
+    waits: list[str | None] = []
+
+    async def stopped(world: World) -> None:
+        await trio.sleep(2)
+        world.gate.throttled(ID, trio.current_time(), 3600.0)
+
+    async def other(world: World) -> None:
+        await trio.sleep(30)
+        flow = Flow(Share(), 0)
+        waits.append(source_status(world.connection, flow, trio.current_time()).waits_for)
+        other_id = SourceId("other", "elsewhere")
+        await world.gate.permit(other_id, "elsewhere:1", Rank.NEW)
+        served.append(trio.current_time())
+        await trio.sleep(5)
+        world.gate.release(other_id)
+
+    world = await live(
+        *(Server([0.001]), stopped, other),
+        seconds=5000,
+        slots=1,
+        rotate_after_s=10.0,
+        every_s=10,
+    )
+    assert (waits[0] or "").startswith("told by endpoint")
+    assert HANDOVER_PATIENCE_S < served[0] < HANDOVER_PATIENCE_S + 60
+    assert world.causes() == ["start", "yielded", *["rotation"] * (len(world.causes()) - 2)]
+    assert "limits leave no room" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -516,6 +516,40 @@ async def test_cancelling_says_goodbye(autojump_clock: trio.testing.MockClock) -
         with pytest.raises(trio.ClosedResourceError):
             await dialer.dialed[0].receive_some()
     assert ends == [1000]
+    assert "unanswered" not in heard.log
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_goodbye_when_we_stop_tells_whether_the_server_was_there(
+    autojump_clock: trio.testing.MockClock, answers: bool
+) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await stream.send_all(accepted(bytes(await stream.receive_some())))
+        while unmask(bytes(await stream.receive_some()))[0] != 8:
+            await stream.send_all(frame(b"", 10))
+        if not answers:
+            await trio.sleep_forever()
+        await trio.sleep(0.2)
+        await stream.send_all(frame(b'{"on":"its way"}') + frame(struct.pack("!H", 1000), 8))
+
+    heard = Heard()
+    async with trio.open_nursery() as nursery:
+        dialer = PairDialer(nursery, serve)
+        with trio.move_on_after(50) as scope:
+            await stream_websocket(
+                SOURCE,
+                CREDENTIAL,
+                dialer=dialer,
+                listener=heard,
+                settings=SETTINGS,
+                now_utc_s=lambda: NOW,
+                rng=random.Random(1),
+            )
+        assert scope.cancelled_caught
+        assert trio.current_time() == pytest.approx(50.2 if answers else 51)
+        nursery.cancel_scope.cancel()
+    assert heard.messages == ([b'{"on":"its way"}'] if answers else [])
+    assert ("unanswered" in heard.log) is not answers
 
 
 async def test_a_stall_of_our_own_is_not_the_servers(mock_clock: trio.testing.MockClock) -> None:
@@ -549,6 +583,7 @@ async def test_a_stall_of_our_own_is_not_the_servers(mock_clock: trio.testing.Mo
             ours.receive_stream.put_data(frame(b"", 10))
         await trio.testing.wait_all_tasks_blocked()
         assert heard.log.count("heard") == 20
+        mock_clock.autojump_threshold = 0  # our goodbye is not answered
         nursery.cancel_scope.cancel()
 
 

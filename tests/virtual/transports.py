@@ -49,6 +49,9 @@ class Heard:
         self.log.append("recovered")
         self.recoveries.append((messages, unsure_from_ns))
 
+    def unanswered(self) -> None:
+        self.log.append("unanswered")
+
 
 @define(eq=False)
 class PairDialer:

@@ -64,15 +64,22 @@ def died_unnoticed(case: Case, source: SourceId, at: float) -> bool:
         and session.wire.lost is not None
         and session.wire.closed is not None
         and session.wire.lost - session.wire.delay_s <= at <= session.wire.closed
-        and _ended_at(case, session.wire.closed)
+        and _ended_at(case, source, session.wire.closed)
         for session in case.world.truth.sessions[source]
     )
 
 
-def _ended_at(case: Case, t: float) -> bool:
-    """Whether at `t` the service was being stopped or was gone, or was before it could tell."""
+def _ended_at(case: Case, source: SourceId, t: float) -> bool:
+    """Whether at `t` the service was gone, or was before it could tell.
+
+    Or was being stopped: an engine is not told goodbye, and does not show by it that it is dead.
+    """
+    told_goodbye = not case.is_docker(source)
     return any(
-        (life.stopping is not None and life.stopping <= t <= (life.ended or inf))
+        (
+            (life.stopping is not None and life.stopping <= t <= (life.ended or inf))
+            and not (told_goodbye and life.how == "stop")
+        )
         or (life.ended is not None and t <= life.ended <= t + _telling_s(case, life))
         for life in case.world.truth.lives
         if life.began <= t
@@ -289,7 +296,7 @@ def _begin(
     assert wire.lost is not None
     assert wire.closed is not None
     how, lost = wire.lost_by, wire.lost
-    if how == "dead" and _ended_at(case, wire.closed):
+    if how == "dead" and _ended_at(case, source, wire.closed):
         lost = wire.closed
     least, most = truth.clock.between(lost)
     if case.is_docker(source) and before.opened is not None:
