@@ -14,18 +14,17 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from hypermux.config.settings import Source
 from hypermux.core import containers
 from hypermux.core.containers import Implied, Inspected
-from hypermux.core.recollection import Recollection, engine_of
+from hypermux.core.recollection import Recollection
 from hypermux.core.resume import (
     AUDIT_EVENTS,
     RING,
     Audit,
     AuditTimes,
-    Expected,
     Finding,
     Resume,
     compare,
@@ -38,6 +37,7 @@ from hypermux.model.records import Event, Unparsed
 from hypermux.upstream import answers
 from hypermux.upstream.aside import Aside, NoPermit
 from hypermux.upstream.docker_engine import Engine, is_podman
+from hypermux.upstream.docker_snapshot import Memory, Reading, Snapshot
 from hypermux.upstream.transport import Listener, Resumption
 
 log = logging.getLogger("hypermux.docker")
@@ -61,44 +61,6 @@ _SECOND = 1_000_000_000
 _CLOCKS_AGREE_NS = 2 * _SECOND
 # An event that was on its way when a connection broke is older than the outage.
 _UNDER_WAY_NS = _SECOND // 2
-
-Reading = Callable[[list[bytes]], list[Event | Unparsed]]
-
-
-@define(eq=False)
-class Memory:
-    """What is known of one engine, over all its connections.
-
-    `heard_ns` is when it was last heard, or when its outage began, on the stream's clock.
-    """
-
-    recollection: Recollection
-    heard_ns: int
-    expected: Expected = field(factory=Expected)
-
-    @classmethod
-    def of(cls, source: Source, known: Recollection | None, heard_ns: int) -> Memory:
-        """Begin with what is known of the engine of `source`, unless it is of another one."""
-        engine = engine_of(str(source.endpoint), source.redact)
-        if known is None or known.engine not in ("", engine):
-            return cls(Recollection(engine=engine), heard_ns)
-        recollection = known.copy()
-        recollection.engine = engine
-        return cls(recollection, heard_ns)
-
-
-@frozen
-class _Snapshot:
-    """The engine's memory at one moment, which is not before `asked_ns`, oldest first."""
-
-    asked_ns: int
-    messages: list[bytes]
-    items: list[Event | Unparsed]
-    digests: list[bytes]
-
-    @property
-    def times(self) -> list[int | None]:
-        return [item.time_ns if isinstance(item, Event) else None for item in self.items]
 
 
 @define(eq=False)
@@ -178,7 +140,7 @@ class Keeper:
         self._looked_ns = self.now_ns()
         self._opened_ns = self.now_ns() if date_ns is None else date_ns
         self._offset_ns = self.now_ns() - self._opened_ns
-        snapshot: _Snapshot | None = None
+        snapshot: Snapshot | None = None
         synthetic: list[bytes] = []
         why = "too much came meanwhile"
         try:
@@ -199,10 +161,10 @@ class Keeper:
             return Resumption()
         return self._settle(snapshot, synthetic)
 
-    def _compare(self, snapshot: _Snapshot) -> Resume:
+    def _compare(self, snapshot: Snapshot) -> Resume:
         return compare(self._recollection.seen, snapshot.digests, whole=not self._podman)
 
-    def _settle(self, snapshot: _Snapshot, synthetic: list[bytes]) -> Resumption:
+    def _settle(self, snapshot: Snapshot, synthetic: list[bytes]) -> Resumption:
         """Take for told what is about to be."""
         recollection, seen = self._recollection, self._recollection.seen
         found = self._compare(snapshot)
@@ -239,7 +201,7 @@ class Keeper:
             snapshot.asked_ns,
         )
 
-    async def _snapshot(self, engine: Engine) -> _Snapshot:
+    async def _snapshot(self, engine: Engine) -> Snapshot:
         """Read what the engine remembers. Raises ConnectionFailed."""
         since_ns = self._recollection.seen.earliest_ns
         if since_ns is None:
@@ -255,12 +217,12 @@ class Keeper:
             ]
             messages = [message for message, _ in pairs]
             items = [item for _, item in pairs]
-        return _Snapshot(asked_ns, messages, items, [digest_of(item) for item in items])
+        return Snapshot(asked_ns, messages, items, [digest_of(item) for item in items])
 
-    def _saw(self, snapshot: _Snapshot) -> None:
+    def _saw(self, snapshot: Snapshot) -> None:
         self._looked, self._looked_ns = frozenset(snapshot.digests), snapshot.asked_ns
 
-    async def _list(self, engine: Engine, snapshot: _Snapshot, found: Resume) -> list[bytes]:
+    async def _list(self, engine: Engine, snapshot: Snapshot, found: Resume) -> list[bytes]:
         """Return events for what the containers show and neither journal nor ring tell."""
         base = self._recollection.implied.copy()
         for place in found.new:
@@ -354,7 +316,7 @@ class Keeper:
         self._saw(snapshot)
         self._times.done(trio.current_time())
 
-    def _tell(self, missing: tuple[int, ...], snapshot: _Snapshot, listener: Listener) -> None:
+    def _tell(self, missing: tuple[int, ...], snapshot: Snapshot, listener: Listener) -> None:
         """Hand on what the stream did not bring; raises ConnectionFailed when it brings nothing."""
         count = len(missing)
         dead = find(count, self._times.received_since) is Finding.DEAD
@@ -369,7 +331,7 @@ class Keeper:
         messages = [snapshot.messages[place] for place in missing]
         listener.recovered(messages, unsure_from_ns=self._looked_ns if turned else None)
 
-    def _turned(self, snapshot: _Snapshot) -> bool:
+    def _turned(self, snapshot: Snapshot) -> bool:
         """Say whether the ring has turned over since the last look: who knows what else is lost."""
         if self._looked:
             return self._looked.isdisjoint(snapshot.digests)
@@ -378,7 +340,7 @@ class Keeper:
         reaches = oldest_ns is not None and oldest_ns < self._looked_ns - self._offset_ns
         return not self._podman and len(snapshot.digests) >= RING and not reaches
 
-    def _settle_in(self, snapshot: _Snapshot, missing: Sequence[int], newer: int) -> None:
+    def _settle_in(self, snapshot: Snapshot, missing: Sequence[int], newer: int) -> None:
         """Remember what an audit saw; `newer` events arrived since it began."""
         seen, times = self._recollection.seen, snapshot.times
         if not self._podman:
@@ -387,7 +349,7 @@ class Keeper:
         for place in missing:  # a backlog can be longer than this memory
             seen.add(snapshot.digests[place], times[place])
 
-    async def _question(self) -> _Snapshot:
+    async def _question(self) -> Snapshot:
         """Read the engine's memory on a side connection, if it answers at all.
 
         Raises NoPermit, and ConnectionFailed: silent when it did not answer in time.

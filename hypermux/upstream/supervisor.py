@@ -24,7 +24,8 @@ from hypermux.upstream.aside import Asides
 from hypermux.upstream.connection import Connection
 from hypermux.upstream.counters import Counters
 from hypermux.upstream.docker import stream_docker
-from hypermux.upstream.docker_memory import Keeper, Memory
+from hypermux.upstream.docker_memory import Keeper
+from hypermux.upstream.docker_snapshot import Memory
 from hypermux.upstream.filewatch import FileWatch
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.keys import KeyRing

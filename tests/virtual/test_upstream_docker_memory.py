@@ -32,8 +32,8 @@ from hypermux.upstream.docker_memory import (
     RESUME_PATIENCE_S,
     SECOND_LOOK_S,
     Keeper,
-    Memory,
 )
+from hypermux.upstream.docker_snapshot import Memory
 from hypermux.upstream.gate import Gate
 from hypermux.upstream.transport import Opened, Resumption
 

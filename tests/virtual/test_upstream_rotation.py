@@ -21,8 +21,9 @@ from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import Cap, Credential, Limits, Secret, SourceId
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event
-from hypermux.upstream.connection import HANDOVER_PATIENCE_S, Connection
+from hypermux.upstream.connection import Connection
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.replacing import HANDOVER_PATIENCE_S
 from hypermux.upstream.status import Flow, source_status
 from hypermux.upstream.telling import Outage
 from hypermux.upstream.transport import Listener, Opened, Resumption
