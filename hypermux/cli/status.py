@@ -184,6 +184,17 @@ def _lines(status: Status) -> list[tuple[str, str]]:
             "bold",
         )
     ]
+    refusal = status.journal.refusal
+    if refusal is not None:
+        lost = f", {refusal.lost_events} more are lost" if refusal.lost_events else ""
+        lines.append(
+            (
+                f"the disk has refused for {_ago(status, refusal.since)}: {refusal.reason}; "
+                f"{refusal.held_events} events are held in memory{lost}; "
+                f"tried {refusal.tries} times since",
+                "red",
+            )
+        )
     lines += [
         (
             f"the server {pair.endpoint} asked {_whom(pair)} for fewer connects: "

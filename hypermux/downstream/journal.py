@@ -11,6 +11,40 @@
 `.sources` is on disk before its segment's first record, and a segment is synced whole, whatever
 `fsync` says, before the next is begun. Every call here blocks: a service makes them in a thread
 of their own.
+
+What `fsync` promises of a record that was shown:
+
+    "commit"      it was synced before: neither a kill nor a power cut takes it
+    a duration    the same, and it is shown that much later at the most
+    "never"       a kill does not take it; a power cut may, and then the next start begins an epoch
+
+When the disk refuses, nothing is tried again on the same file: the kernel may drop what it could
+not write, and call the next sync a success. What was given to `commit` and not shown stays in
+memory, and the file is given up:
+
+    a write, whole or in part    behind its last shown record lies half a batch
+    a sync                       what lies behind the sync before may never reach the disk
+    making a segment: any step   the segment is made again from the first step, as a new file
+
+`retry` makes it good, in this order, and may be called until it does:
+
+    1. A file in the way, of a try before, is removed. It would hold what was shown to nobody.
+    2. Old segments make room, as `retention` has it.
+    3. "never" alone: what was shown of the file given up and not synced is read back, compared with
+       its checksum and written over itself, synced. So in every mode a segment that has a
+       successor is whole. What does not read back is gone: `ShownIsGone`, and a new start.
+    4. A new segment is made, whose first seq follows the last shown. Its `.sources` are there
+       when the batch that begins it came with them; else a start reads the segment before.
+    5. What waits is written to it, synced unless "never", and shown.
+    6. The file given up is cut behind its last shown record, so that reading all files in a row
+       reads each record once. It need not work: a segment counts up to its successor's first seq.
+
+What a start finds, whichever of these steps was the last: before step 4 is on the disk the file
+given up is the last segment, and what it holds behind the last shown record is kept or cut by the
+rule of `core.segments`: either is right, as nobody has seen it. From then on it is void, and the
+new segment is the last one. An index or mark that cannot be written is made again some time; a
+removal by `retention` likewise. A directory's sync that failed is not believed later: the names
+it was for are made again first.
 """
 
 from __future__ import annotations
@@ -19,7 +53,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
@@ -28,7 +62,7 @@ from hypermux.core.segments import Epoch, segment_name
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.indexes import Indexes
 from hypermux.downstream.manifest import MANIFEST, Manifest
-from hypermux.downstream.opening import Opening, begin_segment
+from hypermux.downstream.opening import Opening, begin_segment, unharmed
 from hypermux.downstream.retention import Retention
 from hypermux.downstream.storage import Appender, Lock, Storage, translated, write_all
 from hypermux.model.errors import DiskFault, Unreachable
@@ -42,6 +76,22 @@ LOCK = "journal.lock"
 # of mark for so many of records.
 MARK_SIZE = 4 << 20
 MARK_RATIO = 8
+# What is not shown is held in memory. With seconds between syncs one comes early for so much.
+UNSYNCED = 16 << 20
+
+
+class ShownIsGone(DiskFault):
+    """What was shown under `fsync = "never"` does not read back: trying again does not help."""
+
+
+@frozen
+class _Batch:
+    """Records that were not shown yet, as they were given to `commit`."""
+
+    data: bytes
+    last_seq: int
+    span: tuple[int, int]
+    sources: bytes
 
 
 @define(eq=False)
@@ -70,7 +120,11 @@ class Journal:
     _file: Appender
     _end: Position = field(init=False)
     durable_seq: int = field(init=False)
+    _settled: int = field(init=False)  # the bytes of the present file that were synced
     _synced_s: float | None = field(init=False, default=None)
+    _pending: list[_Batch] = field(init=False, factory=list)
+    _pending_bytes: int = field(init=False, default=0)
+    _told: list[str] = field(init=False, factory=list)
     _broken: str | None = field(init=False, default=None)
     _aged: bool = field(init=False, default=False)
     _marked: int = field(init=False, default=0)
@@ -80,6 +134,7 @@ class Journal:
     def __attrs_post_init__(self) -> None:
         self._end = self.position
         self.durable_seq = self.position.seq
+        self._settled = self.position.offset
         self._marked = self.position.offset
 
     @classmethod
@@ -189,22 +244,20 @@ class Journal:
         shown later than it is returned from here, by a later commit or `sync`. `span` is the least
         and the largest `at` of the records; without it any search by time looks among them.
 
-        Raises DiskFault; from then on every commit does. The kernel may drop what it failed to
-        write and call the next sync a success, so nothing is tried again on the same file.
+        Raises DiskFault; from then on every commit does, until `retry` has written these records.
         """
         self._refuse_when_broken()
         if first_seq != self.next_seq or last_seq < first_seq:
             raise ValueError(f"records {first_seq} to {last_seq} cannot follow {self._end.seq}")
         if self.rotation_due and not sources:
             raise ValueError("a new segment needs the coverage before it")
+        batch = _Batch(data, last_seq, span, sources)
+        self._pending.append(batch)
+        self._pending_bytes += len(data)
         try:
             if self.rotation_due:
                 self._rotate(sources, now_s)
-            with translated(self._path, "append to"):
-                write_all(self._file, data)
-            end = self._end
-            self._end = Position(end.segment, end.offset + len(data), last_seq)
-            self.indexes.open.add(data, last_seq, *span)
+            self._append(batch)
             self._settle(now_s)
             self._mark(MARK_SIZE)
         except DiskFault as exc:
@@ -215,7 +268,7 @@ class Journal:
     def sync(self, now_s: float = 0.0) -> Position:
         """Make all that was committed durable, whatever `fsync` says; return how far to show it.
 
-        Raises DiskFault, and commits do from then on.
+        Raises DiskFault, and commits do from then on, until `retry`.
         """
         self._refuse_when_broken()
         try:
@@ -225,13 +278,92 @@ class Journal:
             raise
         return self.position
 
+    @property
+    def fault(self) -> str | None:
+        """What the disk refused, while records wait for it; None when all is well."""
+        return self._broken
+
+    @property
+    def waiting(self) -> int:
+        """How many records were given to `commit` and are not shown yet."""
+        return self._pending[-1].last_seq - self.position.seq if self._pending else 0
+
+    def retry(self, now_s: float = 0.0, now_ns: int = 0) -> Position:
+        """After a DiskFault: go on in a new segment, as told above; return how far to show it.
+
+        `now_s` and `now_ns` are as in `commit` and `tend`. Raises DiskFault, and may be called
+        again then; ShownIsGone when that is of no use.
+        """
+        if self._closed or self._broken is None:
+            raise ValueError("there is nothing to try again")
+        try:
+            self._go_on(now_s, now_ns)
+        except DiskFault as exc:
+            self._broken = str(exc)
+            raise
+        self._broken = None
+        self._mark(MARK_SIZE)
+        return self.position
+
+    def _go_on(self, now_s: float, now_ns: int) -> None:
+        shown = self.position
+        first_seq = shown.seq + 1
+        self._file.close()
+        path = self.directory / segment_name(first_seq)
+        with translated(path, "remove"):
+            self._storage.remove(path)
+        self._told += self.retention.tend(now_ns)
+        self._keep_shown()
+        sources: bytes | None = self._pending[0].sources if self._pending else b""
+        if not sources:
+            # Of a segment that nothing was shown of they are right, if they are there.
+            sources = None if first_seq == shown.segment else b""
+        self._file = begin_segment(self._storage, self.directory, first_seq, sources)
+        given_up, self.indexes.open = self.indexes.open, Index.empty(first_seq)
+        self._end = Position(first_seq, 0, shown.seq)
+        self._settled, self._marked, self._aged = 0, 0, False
+        for batch in self._pending:
+            self._append(batch)
+        if self._settings.fsync == "never":
+            self._show()
+        else:
+            self._sync(now_s)
+        if first_seq != shown.segment:
+            if given_up.last_seq == shown.seq:
+                self.indexes.close(given_up)
+            self._cut(shown)
+
+    def _keep_shown(self) -> None:
+        """Sync what was shown without a sync, believing nothing that was not read back."""
+        shown = self.position
+        if self.durable_seq == shown.seq:
+            return
+        path = self.directory / segment_name(shown.segment)
+        if not unharmed(self._storage, path, self.indexes.open):
+            raise ShownIsGone(
+                f"{path} no longer holds what was shown of it and never synced; the next start "
+                "keeps what is whole, and begins an epoch"
+            )
+        with translated(path, "write again to"):
+            self._storage.rewrite(path, self._settled, shown.offset)
+        self.durable_seq, self._settled = shown.seq, shown.offset
+
+    def _cut(self, shown: Position) -> None:
+        path = self.directory / segment_name(shown.segment)
+        try:
+            with translated(path, "truncate"):
+                if self._storage.size(path) > shown.offset:
+                    self._storage.truncate(path, shown.offset)
+        except DiskFault as exc:
+            log.info("%s; what it holds from record %d on does not count", exc, shown.seq + 1)
+
     def tend(self, now_ns: int) -> list[str]:
         """Do what is due now and then: end an old segment, remove the oldest, look at the disk.
 
         Returns what is to be told in the journal, in sentences. `now_ns` is on the clock of
         `received`. Raises nothing: what the disk refuses here is tried again the next time.
         """
-        told = self.retention.tend(now_ns)
+        told, self._told = [*self._told, *self.retention.tend(now_ns)], []
         if self._end.seq >= self._end.segment:
             began_ns = self.retention.began_ns(self._end.segment)
             age_ns = int(self._settings.segment_age_s * 1e9)
@@ -265,22 +397,39 @@ class Journal:
         if self._broken is not None:
             raise DiskFault(f"the journal takes no more records: {self._broken}")
 
+    def _append(self, batch: _Batch) -> None:
+        with translated(self._path, "append to"):
+            write_all(self._file, batch.data)
+        end = self._end
+        self._end = Position(end.segment, end.offset + len(batch.data), batch.last_seq)
+        self.indexes.open.add(batch.data, batch.last_seq, *batch.span)
+
+    def _show(self) -> None:
+        self.position = self._end
+        # The one for which a segment is being begun is still to be written.
+        self._pending = [batch for batch in self._pending if batch.last_seq > self._end.seq]
+        self._pending_bytes = sum(len(batch.data) for batch in self._pending)
+
     def _settle(self, now_s: float) -> None:
         """Sync or show what was just written, as `fsync` says."""
         fsync = self._settings.fsync
         if fsync == "commit":
             self._sync(now_s)
         elif fsync == "never":
-            self.position = self._end
-        elif self._synced_s is None or now_s - self._synced_s >= float(fsync):
+            self._show()
+        elif (
+            self._synced_s is None
+            or now_s - self._synced_s >= float(fsync)
+            or self._pending_bytes >= UNSYNCED
+        ):
             self._sync(now_s)
 
     def _sync(self, now_s: float) -> None:
         if self.durable_seq != self._end.seq:
             with translated(self._path, "sync"):
                 self._file.sync()
-            self.durable_seq = self._end.seq
-        self.position = self._end
+            self.durable_seq, self._settled = self._end.seq, self._end.offset
+        self._show()
         self._synced_s = now_s
 
     def _mark(self, least: int) -> None:
@@ -308,5 +457,5 @@ class Journal:
         self._end = Position(first_seq, 0, first_seq - 1)
         closed, self.indexes.open = self.indexes.open, Index.empty(first_seq)
         self.indexes.close(closed)
-        self._marked = 0
+        self._settled = self._marked = 0
         self._aged = False

@@ -78,10 +78,11 @@ class MemoryStorage:
     lives: int = 0
     files: dict[Path, _MemoryFile] = field(factory=dict)
     links: dict[Path, str] = field(factory=dict)
-    _synced_links: dict[Path, str] = field(factory=dict)
+    _synced_links: dict[Path, str] = field(factory=dict, alias="synced_links")
     _removed: dict[Path, _MemoryFile] = field(factory=dict)
     _locked: dict[Path, bool] = field(factory=dict)
     _plan: dict[str, list[OSError | None]] = field(factory=dict)
+    _refused: dict[str, int] = field(factory=dict)
 
     def fail(self, operation: str, code: int, *, after: int = 0) -> None:
         """Let the call of `operation` that follows `after` more fail once with errno `code`.
@@ -93,6 +94,15 @@ class MemoryStorage:
         plan.extend([None] * (after - len(plan)))
         plan.insert(after, OSError(code, os.strerror(code)))
 
+    def refuse(self, operation: str, code: int) -> None:
+        """Let every call of `operation` fail with errno `code`, until `take_again`."""
+        self._refused[operation] = code
+
+    def take_again(self) -> None:
+        """Let no call fail any more."""
+        self._refused.clear()
+        self._plan.clear()
+
     def kill(self) -> None:
         """End the process that uses this disk: its files close, its locks go, nothing is lost."""
         self.lives += 1
@@ -101,7 +111,8 @@ class MemoryStorage:
     def crash(self, keep: int = 0) -> None:
         """Cut the power: of what was not synced only the first `keep` bytes of a file survive."""
         self.kill()
-        self.files = {**self._removed, **self.files}
+        named = {path: file for path, file in self.files.items() if file.named}
+        self.files = {**self.files, **self._removed, **named}
         self._removed.clear()
         for path, file in list(self.files.items()):
             if not file.named:
@@ -111,6 +122,9 @@ class MemoryStorage:
         self.links = dict(self._synced_links)
 
     def _fail_if_planned(self, operation: str) -> None:
+        code = self._refused.get(operation)
+        if code is not None:
+            raise OSError(code, os.strerror(code))
         plan = self._plan.get(operation)
         if plan and (error := plan.pop(0)) is not None:
             raise error

@@ -42,21 +42,44 @@ from hypermux.downstream.storage import Appender, Storage, read_blocks, translat
 from hypermux.model.errors import DamagedData
 
 
-def begin_segment(storage: Storage, directory: Path, first_seq: int, sources: bytes) -> Appender:
-    """Create a segment, what lies beside it, and the link; all of it synced."""
+def begin_segment(
+    storage: Storage, directory: Path, first_seq: int, sources: bytes | None
+) -> Appender:
+    """Create a segment, what lies beside it, and the link; all of it synced.
+
+    `sources` is empty when the coverage before it is not known, None when it is there already.
+    """
     # One of that name may have been moved aside, and have left a mark.
     path = directory / index_name(first_seq)
     with translated(path, "remove"):
         storage.remove(path)
     path = directory / sources_name(first_seq)
-    with translated(path, "write"):
-        storage.write(path, sources)
+    if sources:
+        with translated(path, "write"):
+            storage.write(path, sources)
+    elif sources is not None:
+        # One that another history left must not come back by a power cut.
+        with translated(path, "remove"):
+            storage.remove(path)
+            storage.sync_names(directory)
     path = directory / segment_name(first_seq)
     with translated(path, "create"):
         file = storage.append(path)
         storage.link(directory / CURRENT, path.name)
         storage.sync_names(directory)
     return file
+
+
+def unharmed(storage: Storage, path: Path, index: Index) -> bool:
+    """Tell whether the file has the bytes that `index` covers. Raises DiskFault."""
+    left, crc = index.size, 0
+    with translated(path, "read"):
+        for data in read_blocks(storage, path):
+            crc = zlib.crc32(memoryview(data)[:left], crc)
+            left -= min(left, len(data))
+            if not left:
+                break
+    return not left and crc == index.crc
 
 
 @frozen
@@ -215,7 +238,7 @@ class Opening:
         with translated(path, "read"):
             short = mark is not None and self.storage.size(path) < mark[0].size
         durable = last - 1 if short else marked
-        if mark is not None and self._unharmed(path, mark[0]):
+        if mark is not None and unharmed(self.storage, path, mark[0]):
             index, coverage = mark
         else:
             index, coverage = Index.empty(last), self._coverage_before(segments)
@@ -238,17 +261,6 @@ class Opening:
             return (index, Coverage.from_bytes(coverage)) if index.first_seq == last else None
         except (OSError, BadLine):
             return None
-
-    def _unharmed(self, path: Path, index: Index) -> bool:
-        """Tell whether the file has the bytes that `index` covers."""
-        left, crc = index.size, 0
-        with translated(path, "read"):
-            for data in read_blocks(self.storage, path):
-                crc = zlib.crc32(memoryview(data)[:left], crc)
-                left -= min(left, len(data))
-                if not left:
-                    break
-        return not left and crc == index.crc
 
     def _coverage_before(self, segments: list[int]) -> Coverage:
         """Return the coverage before the last segment, from its `.sources` or by reading back."""

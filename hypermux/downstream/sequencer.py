@@ -1,7 +1,8 @@
 """Where all sources meet: the inbox, the merge, the numbers and the commit.
 
 One task does it all in rounds: take what arrived, merge it, number and encode what is released,
-commit it, and only then show it. What arrives during a commit is the next round's.
+commit it, and only then show it. What arrives during a commit is the next round's, however long
+the disk may take or refuse (`downstream.outlasting`).
 
 How a socket is known to have been empty: every reader hands over what it read before it waits
 again, so a reader that has run since `drained` and did not fill its read buffer has left nothing
@@ -12,22 +13,23 @@ reader whose socket was readable by then to have run (`_pass_by_all`).
 from __future__ import annotations
 
 import logging
-from collections import deque
-from typing import TypeAlias
+import random
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from hypermux.core.clock import StreamClock
-from hypermux.core.intake import ITEM_OVERHEAD, Budget, Tally
+from hypermux.core.intake import ITEM_OVERHEAD, Tally
 from hypermux.core.merging import Merger, Released
 from hypermux.core.recording import Encoder
 from hypermux.downstream.horizon import Horizon, Position
+from hypermux.downstream.inbox import Connectivity, Inbox
 from hypermux.downstream.journal import Journal
+from hypermux.downstream.outlasting import Outlasting
 from hypermux.downstream.reading import BLOCK
 from hypermux.downstream.walk import RunSync
 from hypermux.model.accounts import SourceId
-from hypermux.model.records import Checkpoint, Event, Gap, Item, StateChange
+from hypermux.model.records import Checkpoint, Event, Item, StateChange
 
 log = logging.getLogger("hypermux.sequencer")
 
@@ -45,115 +47,6 @@ HEARTBEAT_S = 1.0
 CHUNK = 4096
 
 
-@frozen
-class Connectivity:
-    """A source came up or went down, behind what it delivered before."""
-
-    source: SourceId
-    live: bool
-    offset_ns: int | None = None
-
-
-@frozen
-class Delivery:
-    """What one read of a source brought."""
-
-    source: SourceId
-    items: list[Item]
-    received_ns: int
-
-
-Arrival: TypeAlias = Connectivity | Delivery
-
-
-@define(eq=False)
-class _Lane:
-    """One source's `Feed`."""
-
-    source: SourceId
-    inbox: Inbox
-
-    def opened(self, offset_ns: int | None = None) -> None:
-        self.inbox.put(Connectivity(self.source, True, offset_ns))
-
-    def closed(self) -> None:
-        self.inbox.busy.pop(self.source, None)
-        self.inbox.put(Connectivity(self.source, False))
-
-    @property
-    def empty_ns(self) -> int:
-        return self.inbox.busy.get(self.source, self.inbox.last_round_ns)
-
-    def deliver(self, items: list[Item], received_ns: int, *, more: bool = False) -> None:
-        self.inbox.deliver(self.source, items, received_ns, more)
-
-
-@define(eq=False)
-class Inbox:
-    """What arrived and is not yet merged; bounded in bytes by its `Budget`."""
-
-    budget: Budget
-    last_round_ns: int = 0
-    busy: dict[SourceId, int] = field(factory=dict)
-    closing: bool = False
-    # Gaps and states that are not in the journal yet: no checkpoint may reach past their `from`.
-    untold: dict[int, tuple[SourceId, Gap | StateChange]] = field(factory=dict)
-    _queue: deque[Arrival] = field(factory=deque)
-    _arrived: trio.Event = field(factory=trio.Event)
-
-    def feed(self, source: SourceId) -> _Lane:
-        """Return the way in for `source`."""
-        return _Lane(source, self)
-
-    def put(self, change: Connectivity) -> None:
-        """Queue that a source came up or went down, behind what it delivered before."""
-        self._queue.append(change)
-        self._arrived.set()
-
-    def deliver(self, source: SourceId, items: list[Item], received_ns: int, more: bool) -> None:
-        """Queue what fits of a read; what does not is counted for a gap."""
-        if more:
-            self.busy.setdefault(source, self.last_round_ns)
-        else:
-            self.busy.pop(source, None)
-        items = self.budget.admit(source, items, received_ns)
-        if items:
-            self._add(source, items, received_ns)
-
-    def close(self, now_ns: int) -> None:
-        """Take nothing more: the sequencer ends when it has written what is here."""
-        self.tell_episodes(now_ns, all_of_them=True)
-        self.closing = True
-        self._arrived.set()
-
-    def tell_episodes(self, now_ns: int, *, all_of_them: bool = False) -> None:
-        """Queue the gaps of the overflow episodes that are over."""
-        for source, gap in self.budget.end_episodes(now_ns, all_of_them=all_of_them):
-            self._add(source, [gap], now_ns)
-
-    def _add(self, source: SourceId, items: list[Item], received_ns: int) -> None:
-        for item in items:
-            if isinstance(item, (Gap, StateChange)):
-                self.untold[id(item)] = source, item
-        self._queue.append(Delivery(source, items, received_ns))
-        self._arrived.set()
-
-    def take(self) -> deque[Arrival]:
-        """Return all that is queued, in order of arrival."""
-        queue, self._queue = self._queue, deque()
-        if not self.closing:
-            self._arrived = trio.Event()
-        return queue
-
-    def wake(self) -> None:
-        """Have a round made although nothing is queued."""
-        self._arrived.set()
-
-    async def wait(self) -> None:
-        """Return when something is queued or the inbox is closing."""
-        await self._arrived.wait()
-
-
 @define(eq=False)
 class Sequencer:
     """Merges, numbers and commits; the only writer of the journal and of the horizon."""
@@ -167,15 +60,22 @@ class Sequencer:
     checkpoint_interval_s: float
     # What the service itself has to say, in this order; first of all that it runs.
     told: list[StateChange] = field(factory=list)
+    rng: random.Random = field(factory=random.Random)
+    disk: Outlasting = field(init=False)
     _encoder: Encoder = field(factory=Encoder)
     _checkpoint_at_s: float = 0.0
     _last_at_ns: int = 0
     _settling: dict[trio.Event, int] = field(factory=dict)
 
+    def __attrs_post_init__(self) -> None:
+        self.disk = Outlasting(
+            self.journal, self.inbox, self.clock, self.run_sync, self.rng, _pass_by_all, self.told
+        )
+
     async def run(self) -> None:
         """Work until the inbox is closed and everything in it is durable and shown.
 
-        Raises DiskFault.
+        Raises DiskFault when the disk refuses to the end.
         """
         self._checkpoint_at_s = trio.current_time() + self.checkpoint_interval_s
         next_round_s = trio.current_time()
@@ -193,9 +93,10 @@ class Sequencer:
         await self._write_told()
         self._take_arrivals()
         await self._write(self.merger.flush())
+        await self._write_told()
         await self._write_own(StateChange("stop"))
         await self._write_own(Checkpoint(self.clock.now_ns()))
-        self._show(await self.run_sync(self.journal.sync))
+        self._show(await self.disk.call(self.journal.sync))
 
     def tell(self, change: StateChange) -> None:
         """Record what happened to the service itself, with the next round."""
@@ -257,7 +158,7 @@ class Sequencer:
         now_s = trio.current_time()
         sync_due_s = self.journal.sync_due_s
         if sync_due_s is not None and now_s >= sync_due_s:
-            self._show(await self.run_sync(self.journal.sync, now_s))
+            self._show(await self.disk.call(self.journal.sync, now_s))
         if now_s >= self._checkpoint_at_s:
             through_ns = self._through_ns(drained_ns)
             # One that goes back, for what is still to be told, makes every source's outage longer
@@ -378,7 +279,7 @@ class Sequencer:
     ) -> None:
         now_s = trio.current_time()
         commit = self.journal.commit
-        position = await self.run_sync(commit, data, first_seq, last_seq, sources, now_s, span)
+        position = await self.disk.call(commit, data, first_seq, last_seq, sources, now_s, span)
         # Readers may share this batch only when it is exactly what is shown now.
         alone = self.horizon.position.seq == first_seq - 1 and position.seq == last_seq
         self._show(position, data if alone and len(data) <= BLOCK else None)

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -202,7 +202,8 @@ class _Descriptor:
     def close(self) -> None:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            os.close(fd)
+            with suppress(OSError):  # it tells nothing that a sync did not, or would
+                os.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -245,7 +246,8 @@ class DiskStorage:
             write_all(file, data)
             os.fsync(file.fd)
         except OSError:
-            beside.unlink()  # on a full disk every failed start would leave another one
+            with suppress(OSError):  # on a full disk it would stay for good
+                beside.unlink()
             raise
         finally:
             file.close()

@@ -95,13 +95,33 @@ class SourceStatus:
 
 
 @frozen(kw_only=True)
+class Refusal:
+    """A disk that refuses: since when, what, and how often it was tried again.
+
+    `waiting_records` are numbered and wait to be written, `held_events` are all events received
+    and not written, `lost_events` found the buffer full since then and will be in a gap.
+    """
+
+    since: str
+    reason: str
+    tries: int
+    waiting_records: int
+    held_events: int
+    lost_events: int
+
+
+@frozen(kw_only=True)
 class JournalStatus:
-    """The journal: the last record that is shown, and the last that is synced."""
+    """The journal: the last record that is shown, and the last that is synced.
+
+    `refusal` is null while the disk takes what is written.
+    """
 
     directory: str
     epoch: str
     cursor: str
     durable_seq: int
+    refusal: Refusal | None = None
 
 
 @frozen(kw_only=True)

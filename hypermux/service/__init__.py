@@ -29,9 +29,10 @@ from hypermux.downstream.activation import Passed
 from hypermux.downstream.engine import Engine
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import Routes
+from hypermux.downstream.inbox import Inbox
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.reading import JournalReader, resolve_cursor
-from hypermux.downstream.sequencer import Inbox, Sequencer
+from hypermux.downstream.sequencer import Sequencer
 from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.downstream.upkeep import keep_indexes
@@ -216,6 +217,7 @@ class Service:
             run_sync=seams.journal_runner,
             checkpoint_interval_s=settings.journal.checkpoint_interval_s,
             told=self._opening(),
+            rng=seams.rng,
         )
         self.supervisor = Supervisor(
             settings=settings,

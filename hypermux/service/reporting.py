@@ -74,6 +74,7 @@ def report(
             epoch=horizon.epoch,
             cursor=str(Cursor(horizon.epoch, horizon.position.seq)),
             durable_seq=journal.durable_seq,
+            refusal=sequencer.disk.refusal(),
         ),
         buffer=BufferStatus(
             used_bytes=budget.used,

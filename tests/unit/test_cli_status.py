@@ -19,6 +19,7 @@ from hypermux.model.status import (
     JournalStatus,
     LastFailure,
     LimitStatus,
+    Refusal,
     ReloadStatus,
     SourceStatus,
     Status,
@@ -150,3 +151,21 @@ def test_what_is_wrong_with_a_clock_and_a_key_is_said(
     line = shown(evolve(STATUS, sources=(live,)), capsys)[1]
     assert "our clock is off: signed with +600 s" in line
     assert "its key cannot be renewed: the program ended with exit code 3" in line
+
+
+@pytest.mark.parametrize("lost", [0, 12])
+def test_a_disk_that_refuses_is_said_plainly(lost: int, capsys: pytest.CaptureFixture[str]) -> None:
+    refusal = Refusal(
+        since="2026-11-24T11:58:30.000000000Z",
+        reason="cannot append to /j/1: the disk is full",
+        tries=7,
+        waiting_records=3,
+        held_events=40,
+        lost_events=lost,
+    )
+    line = shown(evolve(STATUS, journal=evolve(STATUS.journal, refusal=refusal)), capsys)[-1]
+    more = f", {lost} more are lost" if lost else ""
+    assert line == (
+        "the disk has refused for 1 min 30 s: cannot append to /j/1: the disk is full; "
+        f"40 events are held in memory{more}; tried 7 times since"
+    )

@@ -17,9 +17,11 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.intake import ITEM_OVERHEAD, Budget
 from hypermux.core.merging import Merger
 from hypermux.downstream.horizon import Horizon
+from hypermux.downstream.inbox import Inbox
 from hypermux.downstream.journal import Journal
 from hypermux.downstream.memory import MemoryStorage
-from hypermux.downstream.sequencer import Inbox, Sequencer
+from hypermux.downstream.reading import JournalReader
+from hypermux.downstream.sequencer import Sequencer
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DiskFault
 from hypermux.model.records import Event, Gap, Item, StateChange
@@ -59,6 +61,13 @@ class Bench:
     def event(self, size: int = 0) -> Event:
         raw = b'{"x":"%b"}' % (b"y" * size)
         return Event(raw, self.clock.now_ns(), "timeNano")
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Return what a reader gets."""
+        reader = JournalReader(PLACE, self.storage, after=0)
+        upto = self.sequencer.horizon.position
+        data = b"".join(iter(lambda: reader.read(upto), b""))
+        return [json.loads(line) for line in data.splitlines()]
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -170,13 +179,123 @@ async def test_segments_end_by_age_go_by_age_and_a_full_disk_is_told(
         bench.sequencer.inbox.close(bench.clock.now_ns())
 
 
-async def test_a_failing_disk_ends_it(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("operation", ["write", "sync"])
+@pytest.mark.parametrize("fsync", ["commit", "never", 0.5])
+async def test_a_refusing_disk_is_outlasted_and_told(
+    autojump_clock: trio.testing.MockClock, operation: str, fsync: Any
+) -> None:
+    how = JournalSettings(fsync=fsync, segment_size=20_000)
+    bench = Bench(buffer=20 * (ITEM_OVERHEAD + 20), how=how)
+    sequencer = bench.sequencer
+    inbox, horizon, disk = sequencer.inbox, sequencer.horizon, sequencer.disk
+    refused = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sequencer.run)
+        inbox.feed(A).opened()
+        for n in range(200):
+            if n == 20:
+                bench.storage.refuse(operation, errno.ENOSPC)
+                bench.storage.refuse("rewrite", errno.ENOSPC)
+            if n == 120:
+                refused.append(disk.refusal())
+                bench.storage.take_again()
+            inbox.feed(A).deliver([bench.event(900)] * 2, bench.clock.now_ns())
+            await trio.sleep(0.5)
+        inbox.close(bench.clock.now_ns())
+    assert disk.refusal() is None
+    records = bench.shown()
+    assert [r["seq"] for r in records] == list(range(1, horizon.position.seq + 1))
+    lost = sum(r["lost"] for r in records if r["kind"] == "gap")
+    assert sum(r["kind"] == "event" for r in records) + lost == 400
+    assert lost > 100
+    (told,) = [r for r in records if r.get("state") == "disk"]
+    (refusal,) = refused
+    assert refusal is not None
+    assert "the disk is full" in told["reason"]
+    assert f"{lost} events found the buffer full" in told["reason"]
+    assert told["from"] == refusal.since
+    # All that a commit was given, and what the buffer has room for.
+    assert refusal.waiting_records > 0
+    assert 0 < refusal.held_events < 60
+    assert 5 < refusal.tries < 30, "the pauses grow, and have an end"
+    # Files read in a row have each record once.
+    assert bench.records == records
+
+
+@pytest.mark.parametrize("when", ["while it waits", "at its end"])
+async def test_a_disk_that_refuses_at_a_stop_ends_it_and_says_what_is_left(
+    autojump_clock: trio.testing.MockClock, when: str
+) -> None:
     bench = Bench()
-    bench.storage.fail("sync", errno.EIO)
-    bench.sequencer.inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
-    with pytest.raises(DiskFault, match="sync"):
-        await bench.sequencer.run()
+    inbox = bench.sequencer.inbox
+
+    async def end() -> None:
+        inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
+        if when == "while it waits":
+            bench.storage.refuse("sync", errno.EIO)
+            await trio.sleep(60)
+        inbox.close(bench.clock.now_ns())
+        bench.storage.refuse("sync", errno.EIO)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        with pytest.raises(DiskFault, match=r"cannot sync .* 1 events that were received"):
+            await bench.sequencer.run()
+    assert trio.current_time() < 70
     assert bench.sequencer.horizon.position.seq == 0
+
+
+async def test_a_disk_that_takes_again_at_a_stop_gets_everything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    inbox = bench.sequencer.inbox
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.sequencer.run)
+        bench.storage.refuse("write", errno.ENOSPC)
+        inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
+        await trio.sleep(60)
+        inbox.close(bench.clock.now_ns())
+        await trio.sleep(1)
+        bench.storage.take_again()
+    kinds = [r.get("state", r["kind"]) for r in bench.shown()]
+    assert [k for k in kinds if k != "checkpoint"] == ["event", "disk", "stop"]
+
+
+async def test_what_tells_of_losses_does_not_grow_without_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench(buffer=100 * ITEM_OVERHEAD)
+    inbox, done = bench.sequencer.inbox, trio.Event()
+
+    async def flap() -> None:
+        while not done.is_set():
+            inbox.feed(A).deliver([StateChange("down")], bench.clock.now_ns())
+            await trio.sleep(1)
+
+    bench.storage.refuse("write", errno.ENOSPC)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flap)
+        with pytest.raises(DiskFault, match="for too long"):
+            await bench.sequencer.run()
+        done.set()
+    assert inbox.budget.used < 250 * ITEM_OVERHEAD
+
+
+async def test_an_outage_that_begins_while_the_disk_refuses_does_not_begin_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = Bench()
+    inbox = bench.sequencer.inbox
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.sequencer.run)
+        bench.storage.refuse("write", errno.ENOSPC)
+        inbox.feed(A).deliver([bench.event()], bench.clock.now_ns())
+        await trio.sleep(60)
+        assert inbox.feed(A).empty_ns > bench.clock.now_ns() - 3 * 10**9
+        bench.storage.take_again()
+        await trio.sleep(20)
+        inbox.close(bench.clock.now_ns())
 
 
 @pytest.mark.parametrize(

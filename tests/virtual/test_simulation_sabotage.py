@@ -16,8 +16,8 @@ from hypermux.core import backoff
 from hypermux.core.intake import Share
 from hypermux.core.merging import Merger
 from hypermux.core.rates import Gcra
+from hypermux.downstream.inbox import Inbox
 from hypermux.downstream.journal import Journal
-from hypermux.downstream.sequencer import Inbox
 from hypermux.model.errors import HypermuxError
 from hypermux.model.records import Event
 from hypermux.upstream.connection import Connection

@@ -29,7 +29,7 @@ from hypermux.model.accounts import SourceId
 from simulator import journal, judge_dials, judge_outages
 from simulator.journal import Line
 from simulator.messages import NAME
-from simulator.plan import slowest_s
+from simulator.plan import refused_s, slowest_s
 from simulator.truth import Message
 from simulator.world import World
 
@@ -37,7 +37,6 @@ MAX_HOLD_S = 2.0
 # Rounds come at least this often when something is due.
 ROUND_S = 0.06
 PONG_S = 10.0
-REFUSED_S = 5.0  # until a disk that refused is tried again
 # An engine is audited at least every minute; then there are two looks.
 SECOND_LOOK_S = 5.0
 AUDIT_S = 60.0 + SECOND_LOOK_S + 25.0
@@ -242,7 +241,7 @@ def held(case: Case) -> Iterator[str]:
     plan = world.plan
     allowed = MAX_HOLD_S + ROUND_S + 6 * slowest_s(plan)
     if any(step.what == "fault" for step in plan.steps):
-        allowed += REFUSED_S
+        allowed += refused_s(plan) + judge_outages.REFUSED_S
     if plan.rotate_s is not None:
         allowed += PONG_S  # a replacement waits for its predecessor's last word
     if not isinstance(plan.fsync, str):

@@ -24,6 +24,7 @@ PING_S = 15 * 1.1 + 0.5
 NOTICED_S = 27.0
 CHECKPOINT_S = 10.0
 STALLED_S = 30.0
+REFUSED_S = 11.0  # until a disk that refused is tried again
 UNHEARD_S = inf
 MAX_HOLD_S = 2.0
 # How long asking an engine what it remembers may take: a permit, an answer, its containers.
@@ -90,7 +91,8 @@ def _telling_s(case: Case, life: Life) -> float:
     """Return how long what came last may take to be told; it is lost with a life that ends."""
     if life.how == "stop":
         return 0.0
-    return MAX_HOLD_S + ROUND_S + _slow_s(case) + _unsynced_s(case, life)
+    told_s = MAX_HOLD_S + ROUND_S + _slow_s(case) + _unsynced_s(case, life)
+    return told_s + _refused_s(case, life)
 
 
 def outages(case: Case) -> Iterator[str]:
@@ -220,6 +222,16 @@ def _slow_s(case: Case) -> float:
     return 4 * max([plan.disk_s, *slow])
 
 
+def _refused_s(case: Case, life: Life) -> float:
+    """Return for how long the disk had refused what came, at the end of a life."""
+    ended = life.ended or 0.0
+    return sum(
+        step.seconds + REFUSED_S
+        for step in case.world.plan.steps
+        if step.what == "fault" and step.at <= ended <= step.at + step.seconds + REFUSED_S
+    )
+
+
 def _unsynced_s(case: Case, life: Life) -> float:
     """How far the disk may be behind at the end of a life."""
     fsync = case.world.plan.fsync
@@ -317,9 +329,9 @@ def _begin(
         slack += NOTICED_S
     if wire.closed == life.ended and life.how != "stop":
         slack += CHECKPOINT_S + MAX_HOLD_S + _unsynced_s(case, life) + PING_S * (how == "dead")
-        slack += _held_back_s(case, life)
+        slack += _held_back_s(case, life) + _refused_s(case, life)
     elif life.how != "stop" and life.ended is not None:
-        behind = CHECKPOINT_S + MAX_HOLD_S + _unsynced_s(case, life)
+        behind = CHECKPOINT_S + MAX_HOLD_S + _unsynced_s(case, life) + _refused_s(case, life)
         slack += behind + _held_back_s(case, life) if life.ended - lost <= behind + slack else 0.0
     if slack == inf:
         return

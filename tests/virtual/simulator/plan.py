@@ -62,6 +62,11 @@ def slowest_s(plan: Plan) -> float:
     return max((step.number for step in plan.steps if step.what == "slow"), default=plan.disk_s)
 
 
+def refused_s(plan: Plan) -> float:
+    """Return the longest that the disk may refuse."""
+    return sum(step.seconds for step in plan.steps if step.what == "fault")
+
+
 # What can happen to a source, and how often beside the others.
 _TROUBLES = {
     "cut": 6,
@@ -200,10 +205,6 @@ class _Planner:
             what = rng.choices(
                 ["crash", "call", "stop", "wall", "slow", "fault"], [6, 3, 3, 2, 2, 1]
             )[0]
-            if what == "fault" and plan.fsync == "never":
-                # A disk that refuses, nothing ever synced, and the power gone later: then a
-                # segment ends before the next one begins, and a person has to look.
-                what = "stop"
             seconds = rng.choice([rng.uniform(0, 0.5), rng.uniform(0.5, 20), rng.uniform(20, 200)])
             fate = rng.choice(["killed", "killed", "lost", "prefix", "hole"])
             number = 0.0

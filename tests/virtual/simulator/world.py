@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import zlib
@@ -158,6 +159,7 @@ class World:
                 # A journal is judged after a recovery and an orderly end.
                 self.timeline.after(20.0, self._stop)
                 await self._live()
+                await trio.sleep(self._down_s if self.truth.lives[-1].how == "fault" else 0.0)
             nursery.cancel_scope.cancel()
 
     def _begin(self, source: SourceId) -> None:
@@ -297,7 +299,13 @@ class World:
                 self._disk_s = step.number
                 self.timeline.after(min(step.seconds, 30.0), self._disk_as_usual)
             case "fault":
-                self.disk.fail(self._rng.choice(["sync", "write"]), 5)
+                operation = self._rng.choice(["sync", "write"])
+                if step.seconds < 0.5:
+                    self.disk.fail(operation, errno.EIO)
+                else:
+                    self.disk.refuse(operation, errno.ENOSPC)
+                    self.disk.refuse("rewrite", errno.ENOSPC)
+                    self.timeline.after(step.seconds, self.disk.take_again)
 
     def _disk_as_usual(self) -> None:
         self._disk_s = self.plan.disk_s
