@@ -31,20 +31,20 @@ memory, and the file is given up:
     1. A file in the way, of a try before, is removed. It would hold what was shown to nobody.
     2. Old segments make room, as `retention` has it.
     3. "never" alone: what was shown of the file given up and not synced is read back, compared with
-       its checksum and written over itself, synced. So in every mode a segment that has a
-       successor is whole. What does not read back is gone: `ShownIsGone`, and a new start.
-    4. A new segment is made, whose first seq follows the last shown. Its `.sources` are there
+       its checksum and written over itself, synced. What does not read back is gone:
+       `ShownIsGone`, and a new start.
+    4. The file given up is cut behind its last shown record, synced. So in every mode a segment
+       that has a successor is whole, and ends where that begins.
+    5. A new segment is made, whose first seq follows the last shown. Its `.sources` are there
        when the batch that begins it came with them; else a start reads the segment before.
-    5. What waits is written to it, synced unless "never", and shown.
-    6. The file given up is cut behind its last shown record, so that reading all files in a row
-       reads each record once. It need not work: a segment counts up to its successor's first seq.
+    6. What waits is written to it, synced unless "never", and shown.
 
-What a start finds, whichever of these steps was the last: before step 4 is on the disk the file
+What a start finds, whichever of these steps was the last: before step 5 is on the disk the file
 given up is the last segment, and what it holds behind the last shown record is kept or cut by the
-rule of `core.segments`: either is right, as nobody has seen it. From then on it is void, and the
-new segment is the last one. An index or mark that cannot be written is made again some time; a
-removal by `retention` likewise. A directory's sync that failed is not believed later: the names
-it was for are made again first.
+rule of `core.segments`: either is right, as nobody has seen it. From then on the new segment is the
+last, and only what it holds is in doubt. An index or mark that cannot be written is made again some
+time; a removal by `retention` likewise. A directory's sync that failed is not believed later: the
+names it was for are made again first.
 """
 
 from __future__ import annotations
@@ -313,7 +313,9 @@ class Journal:
         with translated(path, "remove"):
             self._storage.remove(path)
         self._told += self.retention.tend(now_ns)
-        self._keep_shown()
+        if first_seq != shown.segment:
+            self._keep_shown()
+            self._cut(shown)
         sources: bytes | None = self._pending[0].sources if self._pending else b""
         if not sources:
             # Of a segment that nothing was shown of they are right, if they are there.
@@ -328,10 +330,8 @@ class Journal:
             self._show()
         else:
             self._sync(now_s)
-        if first_seq != shown.segment:
-            if given_up.last_seq == shown.seq:
-                self.indexes.close(given_up)
-            self._cut(shown)
+        if first_seq != shown.segment and given_up.last_seq == shown.seq:
+            self.indexes.close(given_up)
 
     def _keep_shown(self) -> None:
         """Sync what was shown without a sync, believing nothing that was not read back."""
@@ -350,12 +350,9 @@ class Journal:
 
     def _cut(self, shown: Position) -> None:
         path = self.directory / segment_name(shown.segment)
-        try:
-            with translated(path, "truncate"):
-                if self._storage.size(path) > shown.offset:
-                    self._storage.truncate(path, shown.offset)
-        except DiskFault as exc:
-            log.info("%s; what it holds from record %d on does not count", exc, shown.seq + 1)
+        with translated(path, "truncate"):
+            if self._storage.size(path) > shown.offset:
+                self._storage.truncate(path, shown.offset)
 
     def tend(self, now_ns: int) -> list[str]:
         """Do what is due now and then: end an old segment, remove the oldest, look at the disk.

@@ -44,7 +44,7 @@ log = logging.getLogger("hypermux.disk")
 # Between two tries: one costs a new file and, on a disk that hangs before it fails, a thread's
 # patience. A full disk may have room again at any moment, so never longer than MAX.
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 10.0
-LAST_TRIES_S = 5.0
+LAST_TRIES_S = 3.0
 OVERFULL = 2
 # While it lasts it is said again: whoever looks at the log must find it.
 REMIND_S = 60.0

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -172,6 +173,39 @@ def subscriber(path: Path, request: dict[str, Any]) -> Iterator[socket.socket]:
         connection.connect(str(path))
         connection.sendall(json.dumps(request).encode() + b"\n")
         yield connection
+
+
+class Witness(threading.Thread):
+    """A subscriber that reads on by cursor across kills, and remembers all it was shown."""
+
+    def __init__(self, where: Place) -> None:
+        super().__init__(daemon=True)
+        self.where = where
+        self.shown: list[bytes] = []
+        self.cursor = "start"
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            try:
+                self._read()
+            except OSError:
+                time.sleep(0.01)
+
+    def _read(self) -> None:
+        with (
+            subscriber(self.where.socket, {"after": self.cursor}) as connection,
+            connection.makefile("rb") as stream,
+        ):
+            first = json.loads(stream.readline() or b"{}")
+            if "cursor" not in first:
+                return
+            epoch = first["cursor"].partition(":")[0]
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                self.shown.append(line)
+                self.cursor = f"{epoch}:{json.loads(line)['seq']}"
 
 
 def verify(place: Place, emulated: Emulator, *arguments: str) -> subprocess.CompletedProcess[str]:

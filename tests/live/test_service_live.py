@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from processes import (
     HYPERMUX,
     Emulator,
     Place,
+    Witness,
     emulator,
     end,
     place,
@@ -32,8 +32,8 @@ from processes import (
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
-# The long runs of the README: HYPERMUX_KILLS=50 is what an issue once asked for.
-KILLS = int(os.environ.get("HYPERMUX_KILLS", "50"))
+# scripts/kills makes a thousand of them.
+KILLS = int(os.environ.get("HYPERMUX_KILLS", "10"))
 
 
 def sent(emulated: Emulator) -> int:
@@ -121,39 +121,6 @@ def test_old_segments_may_be_removed(tmp_path: Path) -> None:
             read = run(*tail, "-o", "json")
         assert read.returncode == 0, read.stderr
         assert json.loads(read.stdout.splitlines()[0])["seq"] == int(segments[1].stem)
-
-
-class Witness(threading.Thread):
-    """A subscriber that reads on by cursor across kills, and remembers all it was shown."""
-
-    def __init__(self, where: Place) -> None:
-        super().__init__(daemon=True)
-        self.where = where
-        self.shown: list[bytes] = []
-        self.cursor = "start"
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.is_set():
-            try:
-                self._read()
-            except OSError:
-                time.sleep(0.01)
-
-    def _read(self) -> None:
-        with (
-            subscriber(self.where.socket, {"after": self.cursor}) as connection,
-            connection.makefile("rb") as stream,
-        ):
-            first = json.loads(stream.readline() or b"{}")
-            if "cursor" not in first:
-                return
-            epoch = first["cursor"].partition(":")[0]
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    return
-                self.shown.append(line)
-                self.cursor = f"{epoch}:{json.loads(line)['seq']}"
 
 
 def test_kill_9_under_load_loses_nothing_that_was_shown(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -142,22 +143,22 @@ def test_a_sync_of_a_file_that_failed_is_never_made_again() -> None:
     assert tried.synced == 0
 
 
-def test_a_file_that_cannot_be_cut_harms_nobody() -> None:
-    storage = MemoryStorage()
-    journal = open_journal(storage, COMMIT)
-    write(journal, 3)
-    refused(journal, storage)
-    storage.fail("truncate", errno.EIO)
-    journal.retry()
-    data = read_all(journal, storage)
-    assert data.count(b"\n") == 5
-    storage.crash()
-    remove = [p for p in storage.files if p.suffix in (".index", ".sources")]
-    for path in remove:
-        del storage.files[path]
-    again = open_journal(storage, COMMIT)
-    assert read_all(again, storage) == data
-    assert again.coverage == journal.coverage
+@pytest.mark.parametrize("how", ALL)
+def test_files_read_in_a_row_have_each_record_once_whenever_it_ends(how: JournalSettings) -> None:
+    """Also when it ends while the disk refuses: nothing would ever cut a segment in the middle."""
+    for after in range(12):
+        storage = MemoryStorage()
+        journal = open_journal(storage, how)
+        write(journal, 3)
+        refused(journal, storage)
+        storage.fail("write", errno.ENOSPC, after=after)
+        with suppress(DiskFault):
+            journal.retry(100.0)
+        storage.kill()
+        again = open_journal(storage, how)
+        assert read_all(again, storage) == in_a_row(storage)
+        assert again.position.seq >= 3
+        assert again.coverage == journal.coverage or again.position.seq < 5
 
 
 def test_old_segments_make_room_and_the_journal_hears_of_it() -> None:
