@@ -18,33 +18,7 @@ What `fsync` promises of a record that was shown:
     a duration    the same, and it is shown that much later at the most
     "never"       a kill does not take it; a power cut may, and then the next start begins an epoch
 
-When the disk refuses, nothing is tried again on the same file: the kernel may drop what it could
-not write, and call the next sync a success. What was given to `commit` and not shown stays in
-memory, and the file is given up:
-
-    a write, whole or in part    behind its last shown record lies half a batch
-    a sync                       what lies behind the sync before may never reach the disk
-    making a segment: any step   the segment is made again from the first step, as a new file
-
-`retry` makes it good, in this order, and may be called until it does:
-
-    1. A file in the way, of a try before, is removed. It would hold what was shown to nobody.
-    2. Old segments make room, as `retention` has it.
-    3. "never" alone: what was shown of the file given up and not synced is read back, compared with
-       its checksum and written over itself, synced. What does not read back is gone:
-       `ShownIsGone`, and a new start.
-    4. The file given up is cut behind its last shown record, synced. So in every mode a segment
-       that has a successor is whole, and ends where that begins.
-    5. A new segment is made, whose first seq follows the last shown. Its `.sources` are there
-       when the batch that begins it came with them; else a start reads the segment before.
-    6. What waits is written to it, synced unless "never", and shown.
-
-What a start finds, whichever of these steps was the last: before step 5 is on the disk the file
-given up is the last segment, and what it holds behind the last shown record is kept or cut by the
-rule of `core.segments`: either is right, as nobody has seen it. From then on the new segment is the
-last, and only what it holds is in doubt. An index or mark that cannot be written is made again some
-time; a removal by `retention` likewise. A directory's sync that failed is not believed later: the
-names it was for are made again first.
+What becomes of it when the disk refuses is told in `downstream.writing`.
 """
 
 from __future__ import annotations
@@ -53,18 +27,19 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
-from hypermux.core.index import FOREVER_NS, NEVER_NS, Index
-from hypermux.core.segments import Epoch, segment_name
+from hypermux.core.index import FOREVER_NS, NEVER_NS
+from hypermux.core.segments import Epoch
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.indexes import Indexes
 from hypermux.downstream.manifest import MANIFEST, Manifest
-from hypermux.downstream.opening import Opening, begin_segment, unharmed
+from hypermux.downstream.opening import Opening
 from hypermux.downstream.retention import Retention
-from hypermux.downstream.storage import Appender, Lock, Storage, translated, write_all
+from hypermux.downstream.storage import Lock, Storage, translated
+from hypermux.downstream.writing import Batch, Writer
 from hypermux.model.errors import DiskFault, Unreachable
 
 log = logging.getLogger("hypermux.journal")
@@ -80,27 +55,13 @@ MARK_RATIO = 8
 UNSYNCED = 16 << 20
 
 
-class ShownIsGone(DiskFault):
-    """What was shown under `fsync = "never"` does not read back: trying again does not help."""
-
-
-@frozen
-class _Batch:
-    """Records that were not shown yet, as they were given to `commit`."""
-
-    data: bytes
-    last_seq: int
-    span: tuple[int, int]
-    sources: bytes
-
-
 @define(eq=False)
 class Journal:
     """An open journal. One thread at a time calls it; what it says may be read from another.
 
     `position` is how far readers may see: after `open` all that was kept, and synced; then, by
-    `fsync`, what was synced ("commit", a duration) or written ("never"). `durable_seq` is the last
-    synced seq, `next_seq` the one to number next. `coverage` is true after the last record at
+    `fsync`, what was synced ("commit", a duration) or written ("never"). `next_seq` is the one to
+    number next. `coverage` is true after the last record at
     `open`; from then on whoever encodes records applies them to it. `retention` knows what is kept,
     `indexes` where it is. `cut` is the bytes that recovery cut off. `epoch_reason` says why this
     start began an epoch, None when it did not, or only because the journal is new.
@@ -111,30 +72,21 @@ class Journal:
     coverage: Coverage
     retention: Retention
     indexes: Indexes
-    position: Position
+    writer: Writer
     cut: int
     epoch_reason: str | None
     _storage: Storage
     _settings: JournalSettings
     _lock: Lock
-    _file: Appender
-    _end: Position = field(init=False)
-    durable_seq: int = field(init=False)
-    _settled: int = field(init=False)  # the bytes of the present file that were synced
     _synced_s: float | None = field(init=False, default=None)
-    _pending: list[_Batch] = field(init=False, factory=list)
-    _pending_bytes: int = field(init=False, default=0)
     _told: list[str] = field(init=False, factory=list)
     _broken: str | None = field(init=False, default=None)
     _aged: bool = field(init=False, default=False)
-    _marked: int = field(init=False, default=0)
+    _marked: int = field(init=False)
     _mark_size: int = field(init=False, default=0)
     _closed: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
-        self._end = self.position
-        self.durable_seq = self.position.seq
-        self._settled = self.position.offset
         self._marked = self.position.offset
 
     @classmethod
@@ -172,20 +124,30 @@ class Journal:
         except BaseException:
             lock.close()
             raise
+        indexes = Indexes(directory, storage, found.index)
         return cls(
             directory,
             found.manifest,
             found.coverage,
             retention,
-            Indexes(directory, storage, found.index),
-            found.position,
+            indexes,
+            Writer(directory, indexes, found.position, storage, found.file),
             found.cut,
             found.epoch_reason,
             storage,
             settings,
             lock,
-            found.file,
         )
+
+    @property
+    def position(self) -> Position:
+        """How far readers may see."""
+        return self.writer.position
+
+    @property
+    def durable_seq(self) -> int:
+        """The last synced seq."""
+        return self.writer.durable_seq
 
     @property
     def epoch(self) -> str:
@@ -213,18 +175,18 @@ class Journal:
     @property
     def next_seq(self) -> int:
         """The seq of the first record of the next commit."""
-        return self._end.seq + 1
+        return self.writer.end.seq + 1
 
     @property
     def rotation_due(self) -> bool:
         """Whether the next commit begins a segment, and so needs `sources`."""
-        return self._aged or self._end.offset >= self._settings.segment_size
+        return self._aged or self.writer.end.offset >= self._settings.segment_size
 
     @property
     def sync_due_s(self) -> float | None:
         """When `sync` is to be called, on the clock of `now_s`; None when nothing waits for it."""
         interval = self._settings.fsync
-        if isinstance(interval, str) or self._end.seq == self.durable_seq:
+        if isinstance(interval, str) or self.writer.end.seq == self.durable_seq:
             return None
         return 0.0 if self._synced_s is None else self._synced_s + interval
 
@@ -248,16 +210,17 @@ class Journal:
         """
         self._refuse_when_broken()
         if first_seq != self.next_seq or last_seq < first_seq:
-            raise ValueError(f"records {first_seq} to {last_seq} cannot follow {self._end.seq}")
+            raise ValueError(
+                f"records {first_seq} to {last_seq} cannot follow {self.writer.end.seq}"
+            )
         if self.rotation_due and not sources:
             raise ValueError("a new segment needs the coverage before it")
-        batch = _Batch(data, last_seq, span, sources)
-        self._pending.append(batch)
-        self._pending_bytes += len(data)
+        batch = Batch(data, last_seq, span, sources)
+        self.writer.take(batch)
         try:
             if self.rotation_due:
                 self._rotate(sources, now_s)
-            self._append(batch)
+            self.writer.append(batch)
             self._settle(now_s)
             self._mark(MARK_SIZE)
         except DiskFault as exc:
@@ -286,73 +249,30 @@ class Journal:
     @property
     def waiting(self) -> int:
         """How many records were given to `commit` and are not shown yet."""
-        return self._pending[-1].last_seq - self.position.seq if self._pending else 0
+        return self.writer.waiting
 
     def retry(self, now_s: float = 0.0, now_ns: int = 0) -> Position:
-        """After a DiskFault: go on in a new segment, as told above; return how far to show it.
+        """After a DiskFault: go on in a new segment; return how far to show it.
 
         `now_s` and `now_ns` are as in `commit` and `tend`. Raises DiskFault, and may be called
         again then; ShownIsGone when that is of no use.
         """
         if self._closed or self._broken is None:
             raise ValueError("there is nothing to try again")
+
+        def make_room() -> None:
+            self._told += self.retention.tend(now_ns)
+
+        synced = self._settings.fsync != "never"
         try:
-            self._go_on(now_s, now_ns)
+            self.writer.go_on(make_room, synced=synced)
         except DiskFault as exc:
             self._broken = str(exc)
             raise
-        self._broken = None
+        self._broken, self._synced_s = None, now_s
+        self._marked, self._aged = 0, False
         self._mark(MARK_SIZE)
         return self.position
-
-    def _go_on(self, now_s: float, now_ns: int) -> None:
-        shown = self.position
-        first_seq = shown.seq + 1
-        self._file.close()
-        path = self.directory / segment_name(first_seq)
-        with translated(path, "remove"):
-            self._storage.remove(path)
-        self._told += self.retention.tend(now_ns)
-        if first_seq != shown.segment:
-            self._keep_shown()
-            self._cut(shown)
-        sources: bytes | None = self._pending[0].sources if self._pending else b""
-        if not sources:
-            # Of a segment that nothing was shown of they are right, if they are there.
-            sources = None if first_seq == shown.segment else b""
-        self._file = begin_segment(self._storage, self.directory, first_seq, sources)
-        given_up, self.indexes.open = self.indexes.open, Index.empty(first_seq)
-        self._end = Position(first_seq, 0, shown.seq)
-        self._settled, self._marked, self._aged = 0, 0, False
-        for batch in self._pending:
-            self._append(batch)
-        if self._settings.fsync == "never":
-            self._show()
-        else:
-            self._sync(now_s)
-        if first_seq != shown.segment and given_up.last_seq == shown.seq:
-            self.indexes.close(given_up)
-
-    def _keep_shown(self) -> None:
-        """Sync what was shown without a sync, believing nothing that was not read back."""
-        shown = self.position
-        if self.durable_seq == shown.seq:
-            return
-        path = self.directory / segment_name(shown.segment)
-        if not unharmed(self._storage, path, self.indexes.open):
-            raise ShownIsGone(
-                f"{path} no longer holds what was shown of it and never synced; the next start "
-                "keeps what is whole, and begins an epoch"
-            )
-        with translated(path, "write again to"):
-            self._storage.rewrite(path, self._settled, shown.offset)
-        self.durable_seq, self._settled = shown.seq, shown.offset
-
-    def _cut(self, shown: Position) -> None:
-        path = self.directory / segment_name(shown.segment)
-        with translated(path, "truncate"):
-            if self._storage.size(path) > shown.offset:
-                self._storage.truncate(path, shown.offset)
 
     def tend(self, now_ns: int) -> list[str]:
         """Do what is due now and then: end an old segment, remove the oldest, look at the disk.
@@ -361,8 +281,8 @@ class Journal:
         `received`. Raises nothing: what the disk refuses here is tried again the next time.
         """
         told, self._told = [*self._told, *self.retention.tend(now_ns)], []
-        if self._end.seq >= self._end.segment:
-            began_ns = self.retention.began_ns(self._end.segment)
+        if self.writer.end.seq >= self.writer.end.segment:
+            began_ns = self.retention.began_ns(self.writer.end.segment)
             age_ns = int(self._settings.segment_age_s * 1e9)
             self._aged = began_ns is not None and now_ns - began_ns >= age_ns
         return told
@@ -383,29 +303,12 @@ class Journal:
                         self._storage.write(path, self.manifest.to_bytes())
         finally:
             self._broken = self._broken or "the journal is closed"
-            self._file.close()
+            self.writer.close()
             self._lock.close()
-
-    @property
-    def _path(self) -> Path:
-        return self.directory / segment_name(self._end.segment)
 
     def _refuse_when_broken(self) -> None:
         if self._broken is not None:
             raise DiskFault(f"the journal takes no more records: {self._broken}")
-
-    def _append(self, batch: _Batch) -> None:
-        with translated(self._path, "append to"):
-            write_all(self._file, batch.data)
-        end = self._end
-        self._end = Position(end.segment, end.offset + len(batch.data), batch.last_seq)
-        self.indexes.open.add(batch.data, batch.last_seq, *batch.span)
-
-    def _show(self) -> None:
-        self.position = self._end
-        # The one for which a segment is being begun is still to be written.
-        self._pending = [batch for batch in self._pending if batch.last_seq > self._end.seq]
-        self._pending_bytes = sum(len(batch.data) for batch in self._pending)
 
     def _settle(self, now_s: float) -> None:
         """Sync or show what was just written, as `fsync` says."""
@@ -413,20 +316,16 @@ class Journal:
         if fsync == "commit":
             self._sync(now_s)
         elif fsync == "never":
-            self._show()
+            self.writer.show()
         elif (
             self._synced_s is None
             or now_s - self._synced_s >= float(fsync)
-            or self._pending_bytes >= UNSYNCED
+            or self.writer.waiting_bytes >= UNSYNCED
         ):
             self._sync(now_s)
 
     def _sync(self, now_s: float) -> None:
-        if self.durable_seq != self._end.seq:
-            with translated(self._path, "sync"):
-                self._file.sync()
-            self.durable_seq, self._settled = self._end.seq, self._end.offset
-        self._show()
+        self.writer.sync()
         self._synced_s = now_s
 
     def _mark(self, least: int) -> None:
@@ -447,12 +346,5 @@ class Journal:
 
     def _rotate(self, sources: bytes, now_s: float) -> None:
         self._sync(now_s)
-        first_seq = self.next_seq
-        file = begin_segment(self._storage, self.directory, first_seq, sources)
-        self._file.close()
-        self._file = file
-        self._end = Position(first_seq, 0, first_seq - 1)
-        closed, self.indexes.open = self.indexes.open, Index.empty(first_seq)
-        self.indexes.close(closed)
-        self._settled = self._marked = 0
-        self._aged = False
+        self.writer.begin(sources)
+        self._marked, self._aged = 0, False

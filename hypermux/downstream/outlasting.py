@@ -33,8 +33,9 @@ from hypermux.core.recording import rfc3339
 from hypermux.core.rendering import duration
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.inbox import Inbox
-from hypermux.downstream.journal import Journal, ShownIsGone
+from hypermux.downstream.journal import Journal
 from hypermux.downstream.walk import RunSync
+from hypermux.downstream.writing import ShownIsGone
 from hypermux.model.errors import DiskFault
 from hypermux.model.records import StateChange
 from hypermux.model.status import Refusal

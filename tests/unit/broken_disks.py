@@ -38,10 +38,11 @@ from attrs import define, field, frozen
 from hypermux.config.settings import JournalSettings
 from hypermux.core.coverage import Coverage
 from hypermux.core.recording import Encoder, parse_line
-from hypermux.downstream.journal import Journal, ShownIsGone
+from hypermux.downstream.journal import Journal
 from hypermux.downstream.memory import MemoryStorage, _MemoryFile
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.storage import Appender
+from hypermux.downstream.writing import ShownIsGone
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DiskFault
 from hypermux.model.records import Cursor, Event, StateChange

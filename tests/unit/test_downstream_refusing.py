@@ -11,8 +11,9 @@ from test_downstream_journal import HERE, NEVER, open_journal, read_all, segment
 
 from hypermux.config.settings import JournalSettings, RetainSettings
 from hypermux.core.segments import index_name, segment_name, sources_name
-from hypermux.downstream.journal import Journal, ShownIsGone
+from hypermux.downstream.journal import Journal
 from hypermux.downstream.memory import MemoryStorage
+from hypermux.downstream.writing import ShownIsGone
 from hypermux.model.errors import DiskFault
 
 COMMIT = JournalSettings()

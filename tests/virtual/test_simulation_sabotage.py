@@ -17,7 +17,7 @@ from hypermux.core.intake import Share
 from hypermux.core.merging import Merger
 from hypermux.core.rates import Gcra
 from hypermux.downstream.inbox import Inbox
-from hypermux.downstream.journal import Journal
+from hypermux.downstream.writing import Writer
 from hypermux.model.errors import HypermuxError
 from hypermux.model.records import Event
 from hypermux.upstream.connection import Connection
@@ -65,10 +65,11 @@ def _held_for_longer(patch: Patch) -> None:
 
 
 def _not_synced(patch: Patch) -> None:
-    def shown_only(self: Any, now_s: float) -> None:
-        self.durable_seq, self.position, self._synced_s = self._end.seq, self._end, now_s
+    def shown_only(self: Writer) -> None:
+        self.durable_seq = self.end.seq
+        self.show()
 
-    patch.setattr(Journal, "_sync", shown_only)
+    patch.setattr(Writer, "sync", shown_only)
 
 
 def _outage_begins_now(patch: Patch) -> None:
