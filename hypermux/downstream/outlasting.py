@@ -175,7 +175,7 @@ class Outlasting:
         refusal = self.refusal()
         assert refusal is not None
         return (
-            f"since {refusal.since} nothing was written: {refusal.held_events} events that were "
-            f"received are not in the journal, nor are {refusal.lost_events} that found the buffer "
-            "full; the next start tells a gap"
+            f"since {refusal.since} nothing was written: neither {refusal.waiting_records} records "
+            f"with a number, nor the {refusal.held_events} events in the buffer, nor the "
+            f"{refusal.lost_events} that found it full; the next start tells a gap"
         )

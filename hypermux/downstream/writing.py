@@ -8,7 +8,7 @@ memory, and the file is given up:
     a sync                       what lies behind the sync before may never reach the disk
     making a segment: any step   the segment is made again from the first step, as a new file
 
-`retry` makes it good, in this order, and may be called until it does:
+`go_on` makes it good, in this order, and may be called until it does:
 
     1. A file in the way, of a try before, is removed. It would hold what was shown to nobody.
     2. Old segments make room, as `retention` has it.

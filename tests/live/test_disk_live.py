@@ -155,8 +155,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
             assert end(child) == 74
             assert time.monotonic() - began < 20
         assert re.search(
-            r"the disk is full; since \S+ nothing was written: \d+ events that were received are "
-            r"not in the journal, nor are \d+",
+            r"the disk is full; since \S+ nothing was written: neither \d+ records with a number, "
+            r"nor the \d+ events in the buffer, nor the \d+ that found it full",
             where.log.read_text(),
         )
         other = place(tmp_path / "run", emulated.accounts)
