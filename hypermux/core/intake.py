@@ -16,6 +16,8 @@ from hypermux.model.records import Event, Gap, Item, Unparsed
 
 # What an item costs in memory beside its bytes: the object, its queue slot, its numbers.
 ITEM_OVERHEAD = 256
+# Causes of gaps that are counted apart for one source.
+MAX_CAUSES = 40
 
 
 class Feed(Protocol):
@@ -68,6 +70,8 @@ class Tally:
     unparsed: int = 0
     gaps: int = 0
     gap_ns: int = 0
+    # Gaps by cause: how many, and how long all together. Causes are words of ours and close codes.
+    causes: dict[str, tuple[int, int]] = field(factory=dict)
 
     def add(self, item: Item) -> None:
         """Count one item."""
@@ -80,6 +84,14 @@ class Tally:
         elif isinstance(item, Gap):
             self.gaps += 1
             self.gap_ns += item.to_ns - item.from_ns
+            self.add_gaps(item.cause, 1, item.to_ns - item.from_ns)
+
+    def add_gaps(self, cause: str, count: int, ns: int) -> None:
+        """Count gaps of one cause; of more than MAX_CAUSES the rest is "other"."""
+        if cause not in self.causes and len(self.causes) >= MAX_CAUSES:
+            cause = "other"
+        was, was_ns = self.causes.get(cause, (0, 0))
+        self.causes[cause] = was + count, was_ns + ns
 
 
 @define(eq=False)
@@ -169,6 +181,8 @@ class Budget:
         total.unparsed += tally.unparsed
         total.gaps += tally.gaps
         total.gap_ns += tally.gap_ns
+        for cause, (count, ns) in tally.causes.items():
+            total.add_gaps(cause, count, ns)
 
     def end_episodes(self, now_ns: int, *, all_of_them: bool) -> list[tuple[SourceId, Gap]]:
         """Return the gaps of the episodes that are over: of half-empty shares, or all."""

@@ -56,13 +56,17 @@ def first_received_ns(storage: Storage, path: Path) -> int | None:
 
 @define(eq=False)
 class Retention:
-    """What the journal keeps. `first_seq` is the oldest record, `oldest_ns` when it came."""
+    """What the journal keeps. `first_seq` is the oldest record, `oldest_ns` when it came.
+
+    `size` is the bytes of its files as they were last looked at, None before that.
+    """
 
     directory: Path
     storage: Storage
     settings: JournalSettings
     first_seq: int
     oldest_ns: int | None = None
+    size: int | None = None
     _received_ns: dict[int, int] = field(factory=dict)
     _made_room_ns: int | None = None
     _short: bool = False
@@ -105,6 +109,7 @@ class Retention:
         with translated(self.directory, "look at"):
             sizes = [self.storage.size(self._path(s)) for s in segments]
             short = settings.keep_free - self.storage.free(self.directory)
+        self.size = sum(sizes)
         kept = [
             Kept(first_seq, size, self.began_ns(after))
             for first_seq, size, after in zip(closed, sizes, segments[1:], strict=False)

@@ -23,6 +23,8 @@ from attrs import define, field
 from hypermux import __version__
 from hypermux.config.changes import Changes
 from hypermux.config.settings import Settings
+from hypermux.config.units import format_duration
+from hypermux.core.histogram import Histogram
 from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
 from hypermux.downstream.activation import Passed
@@ -40,6 +42,8 @@ from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
 from hypermux.model.status import ReloadStatus, SourceStatus, Status
+from hypermux.service.counting import CountingObserver, timed
+from hypermux.service.metrics import Whole
 from hypermux.service.notifying import Notifier
 from hypermux.service.observing import LoggedObserver
 from hypermux.service.reloading import Reloading
@@ -79,6 +83,8 @@ class Service:
     sequencer: Sequencer = field(init=False)
     subscribers: Subscribers = field(init=False)
     reloading: Reloading = field(init=False)
+    counting: CountingObserver = field(init=False)
+    commits: Histogram = field(factory=Histogram)
     _started_ns: int = field(init=False, default=0)
 
     def open_reader(self, after: int) -> JournalReader:
@@ -198,6 +204,7 @@ class Service:
             window_ns=None if merge.window_s is None else int(merge.window_s * 1e9),
             last_key=coverage.last_key,
         )
+        self.counting = CountingObserver(self.observer)
         outages: dict[SourceId, Outage] = {}
         for source, covered in coverage.sources.items():
             merger.opened(source, last_at_ns=covered.last_at_ns)
@@ -214,7 +221,7 @@ class Service:
             journal=journal,
             horizon=self.horizon,
             clock=seams.clock,
-            run_sync=seams.journal_runner,
+            run_sync=timed(seams.journal_runner, self.commits),
             checkpoint_interval_s=settings.journal.checkpoint_interval_s,
             told=self._opening(),
             rng=seams.rng,
@@ -225,7 +232,7 @@ class Service:
             clock=seams.clock,
             utc_ns=seams.utc_ns,
             rng=seams.rng,
-            observer=self.observer,
+            observer=self.counting,
             feed=self.sequencer.inbox.feed,
             outages=outages,
             recollections={
@@ -259,6 +266,26 @@ class Service:
             self.published, self.subscribers, self.seams.clock.now_ns, self.sequencer.settle
         )
         return own_table(self), engine.table
+
+    @property
+    def disk_fault(self) -> str | None:
+        """What the disk refuses while records are held for it, None when all is well."""
+        return getattr(self.journal, "fault", None)
+
+    def whole(self, status: Status) -> Whole:
+        """Return what metrics say of no source, beside `status`."""
+        journal, fsync = self.journal, self.settings.journal.fsync
+        return Whole(
+            status,
+            self.commits,
+            journal_bytes=journal.retention.size,
+            oldest_ns=journal.oldest_ns,
+            now_ns=self.seams.clock.now_ns(),
+            fsync=fsync if isinstance(fsync, str) else format_duration(fsync),
+            disk_fault=self.disk_fault is not None,
+            lags=[self.horizon.position.seq - stream.seq for stream in self.published.streams],
+            reloads=self.reloading.counts,
+        )
 
     def status(self) -> Status:
         """Return how it fares; not before `run` has started."""

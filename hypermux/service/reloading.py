@@ -6,6 +6,7 @@ A configuration that is not good, or that cannot be read, changes nothing.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -51,6 +52,8 @@ class Reloading:
     now_ns: Callable[[], int]
     run_sync: RunSync
     last: ReloadStatus | None = None
+    # How many were taken up (True), and how many were not.
+    counts: Counter[bool] = field(factory=Counter)
     _one_at_a_time: trio.Lock = field(factory=trio.Lock)
 
     async def reload(self, who: str) -> ReloadStatus:
@@ -101,4 +104,5 @@ class Reloading:
         return self.last
 
     def _outcome(self, who: str, *, accepted: bool, **found: tuple[str, ...]) -> ReloadStatus:
+        self.counts[accepted] += 1
         return ReloadStatus(at=rfc3339(self.now_ns()), who=who, accepted=accepted, **found)
