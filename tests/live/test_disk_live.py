@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -128,30 +130,39 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         where.config.write_text(where.config.read_text().replace(str(where.state), f"{disk}/state"))
         where.state, ballast = disk / "state", disk / "ballast"
 
-        def lines_of_status() -> str:
-            return str(run("status", "--socket", where.socket).stdout)
+        def refusal() -> dict[str, Any]:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(where.socket))
+                connection.sendall(b"GET /status HTTP/1.0\r\n\r\n")
+                answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+            return json.loads(answer.partition(b"\r\n\r\n")[2])["journal"]["refusal"] or {}
 
         witness = Witness(where)
         with service(where) as child:
             witness.start()
             wait_until(lambda: len(witness.shown) > 50, "records")
             fill(ballast)
+            wait_until(lambda: refusal().get("lost_events"), "a buffer that is full")
             line = r"the disk has refused for .*: the disk is full; \d+ events are held.*, \d+ more"
-            wait_until(lambda: re.search(line, lines_of_status()), "the refusal in the status")
+            assert re.search(line, run("status", "--socket", where.socket).stdout)
             ballast.unlink()
             (told,) = wait_until(lambda: states(where, "disk"), "the record of the refusal")
             counted = re.search(
                 r"the disk is full; .* and (\d+) events found the buffer", told["reason"]
             )
             assert counted is not None, told
-            assert "refused" not in lines_of_status()
-            wait_until(lambda: len(witness.shown) >= told["seq"] + 50, "records afterwards")
-            gaps = [r for r in where.records if r["kind"] == "gap" and r["cause"] == "overflow"]
+            assert not refusal()
+
+            def lost() -> int:
+                gaps = [r for r in where.records if r.get("cause") == "overflow"]
+                return sum(gap["lost"] for gap in gaps)
+
             # Some more, while what was held is being written.
-            assert sum(gap["lost"] for gap in gaps) >= int(counted[1]) > 0
+            wait_until(lambda: lost() >= int(counted[1]) > 0, "the gaps with their counts")
+            wait_until(lambda: len(witness.shown) >= told["seq"] + 50, "records afterwards")
 
             fill(ballast)
-            wait_until(lambda: re.search(line, lines_of_status()), "the refusal in the status")
+            wait_until(refusal, "the next refusal")
             began = time.monotonic()
             assert end(child) == 74
             assert time.monotonic() - began < 20
