@@ -210,8 +210,8 @@ class Onlooker:
                     "stands for: begin with --after start, or see `hypermux journal repair`"
                 )
             found = resolve_cursor(request.after, self.manifest.epochs, self.position.seq + 1)
-            if isinstance(found, str):
-                raise UsageFault(found)
+            if not isinstance(found, int):
+                raise UsageFault(str(found))
             seq = found
         since_ns = request.selection.since_ns
         if since_ns is not None:

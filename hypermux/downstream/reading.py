@@ -6,7 +6,9 @@ segment's name is the seq of its first line, and no seq is left out.
 
 What was removed before a reader got it is told by one line in its place: a gap with the cause
 `retention` and the seq of the last removed record, so that a cursor taken from it is right. The
-line is in no file; the gap begins with the reader's last record, or else with the journal.
+line is in no file; the gap begins with the reader's last record, or else with the journal. So it
+is with what a reader has and a start has cut off (`Rewritten`): a gap with that cause stands before
+the first record that has taken its place.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from hypermux.core.recording import BadLine, Encoder, parse_line
 from hypermux.core.segments import Epoch, first_seqs, line_end, segment_name
@@ -267,7 +269,39 @@ def locate(
     return segment, offset
 
 
-def resolve_cursor(cursor: Cursor, epochs: Sequence[Epoch], next_seq: int) -> int | str:
+@frozen
+class Rewritten:
+    """A cursor of which a start has cut off records: its reader goes on after `after`.
+
+    `count` is how many records it has that are not what the journal has under their numbers;
+    `epoch` is the one to go on in.
+    """
+
+    after: int
+    count: int
+    epoch: str
+
+    def __str__(self) -> str:
+        return (
+            f"records from {self.after + 1} on were rewritten after this cursor's epoch: "
+            f"go on after {self.epoch}:{self.after}"
+        )
+
+    def line(self, around: bytes, now_ns: int) -> bytes:
+        """Return the gap that tells the reader, for the place of record `after`.
+
+        `around` are the lines from that record on: the gap is from it to the next one.
+        """
+        came = []
+        for line in around.splitlines(keepends=True)[:2]:
+            with suppress(BadLine):
+                came.append(parse_line(line).received_ns)
+        from_ns, to_ns = min(came, default=now_ns), max(came, default=now_ns)
+        gap = Gap(from_ns, to_ns, "rewritten", "proven", self.count)
+        return Encoder().encode(self.after, gap, source=None, at_ns=to_ns, received_ns=to_ns)
+
+
+def resolve_cursor(cursor: Cursor, epochs: Sequence[Epoch], next_seq: int) -> int | Rewritten | str:
     """Return the seq after which a reader with `cursor` goes on, or why it cannot.
 
     `next_seq` is the record after the last shown. That the next ones may have been removed is a
@@ -278,10 +312,7 @@ def resolve_cursor(cursor: Cursor, epochs: Sequence[Epoch], next_seq: int) -> in
         return 'the cursor is of an epoch that this journal never had: begin with "start" or "live"'
     void = min((epoch.first_seq for epoch in epochs[index + 1 :]), default=None)
     if void is not None and cursor.seq >= void:
-        return (
-            f"records from {void} on were rewritten after this cursor's epoch: "
-            f"go on after {epochs[-1].name}:{void - 1}"
-        )
+        return Rewritten(void - 1, cursor.seq - void + 1, epochs[-1].name)
     if cursor.seq >= next_seq:
         return f"the cursor is ahead of this journal, whose last record is {next_seq - 1}"
     return cursor.seq

@@ -28,6 +28,7 @@ from hypermux.core.request import Request
 from hypermux.core.selection import Selector
 from hypermux.core.subscription import Refusal
 from hypermux.downstream.horizon import Horizon, Position
+from hypermux.downstream.reading import Rewritten
 from hypermux.downstream.stretches import Stretch
 from hypermux.downstream.walk import OpenReader, RunSync, Walk
 from hypermux.model.errors import HypermuxError
@@ -35,7 +36,7 @@ from hypermux.model.records import Cursor
 
 log = logging.getLogger("hypermux.streaming")
 
-Resolve = Callable[[Cursor], "int | str"]
+Resolve = Callable[[Cursor], "int | Rewritten | str"]
 
 
 class StreamRefused(Exception):
@@ -51,9 +52,10 @@ class Published:
     """The journal as readers may see it.
 
     `open_reader(seq)` gives the journal behind record `seq`. `resolve` turns a cursor into such a
-    seq, or into a sentence that says why it cannot be; `oldest` gives the one before all records
-    that are kept, `since` one before all records of a time or later (it blocks). `now_ns` is
-    the time of day, which durations in requests count back from. `streams` are those that are open.
+    seq, into what was cut off of it, or into a sentence that says why it cannot be; `oldest` gives
+    the one before all records that are kept, `since` one before all records of a time or later (it
+    blocks). `now_ns` is the time of day, which durations in requests count back from. `streams` are
+    those that are open.
     """
 
     horizon: Horizon
@@ -93,6 +95,7 @@ class Stream:
     _selector: Selector = field(init=False)
     _upto: Position = field(init=False)
     _end_seq: int | None = field(init=False, default=None)
+    _first: bytes = field(init=False, default=b"")
     _beat_s: float = field(init=False, default=inf)
     _gave: bool = field(init=False, default=False)
 
@@ -145,6 +148,11 @@ class Stream:
         if self._gave:
             # Counted from here: by now the reader has taken what it was given before.
             self._expect_beat()
+        if self._first:
+            line, self._first = self._first, b""
+            chosen, self._end_seq = selector.select(line)
+            self._gave = bool(chosen)
+            return chosen
         while True:
             ended = horizon.ended
             if self._request.follow and not selector.past_until:
@@ -188,6 +196,10 @@ class Stream:
         seq = published.resolve(after) if isinstance(after, Cursor) else published.oldest()
         if isinstance(seq, str):
             raise StreamRefused(Refusal("cursor", seq))
+        self._first = b""
+        if isinstance(seq, Rewritten):
+            self._first = await self._told(seq)
+            seq = seq.after
         if since_ns is None:
             return seq
         try:
@@ -197,6 +209,18 @@ class Stream:
         # Behind what is shown there is nothing yet; before a cursor there is nothing new.
         found = min(found, published.horizon.position.seq)
         return max(seq, found) if isinstance(after, Cursor) else found
+
+    async def _told(self, rewritten: Rewritten) -> bytes:
+        """Return what a reader is told first whose records were cut off."""
+        published = self.published
+        walk = published.walk(max(0, rewritten.after - 1))
+        try:
+            around = await walk.read(published.horizon.position)
+        except (OSError, HypermuxError) as error:
+            raise _unreadable(error) from error
+        finally:
+            walk.close()
+        return rewritten.line(around, published.now_ns())
 
     def _move(self, seq: int) -> None:
         self._walk.close()

@@ -33,7 +33,7 @@ from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import Routes
 from hypermux.downstream.inbox import Inbox
 from hypermux.downstream.journal import Journal
-from hypermux.downstream.reading import JournalReader, resolve_cursor
+from hypermux.downstream.reading import JournalReader, Rewritten, resolve_cursor
 from hypermux.downstream.sequencer import Sequencer
 from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
@@ -99,7 +99,7 @@ class Service:
             indexes=journal.indexes,
         )
 
-    def resolve(self, cursor: Cursor) -> int | str:
+    def resolve(self, cursor: Cursor) -> int | Rewritten | str:
         """Return the seq that `cursor` stands for, or why a reader cannot go on from it."""
         journal = self.journal
         shown = self.horizon.position.seq

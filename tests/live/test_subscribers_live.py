@@ -31,7 +31,7 @@ from hypermux.downstream import sockets
 from hypermux.downstream.console import Formatter, StdoutWriter, run_console
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.journal import Journal
-from hypermux.downstream.reading import JournalReader, resolve_cursor
+from hypermux.downstream.reading import JournalReader, Rewritten, resolve_cursor
 from hypermux.downstream.storage import DiskStorage
 from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
@@ -208,7 +208,7 @@ async def serving(
     horizon = Horizon(journal.epoch, journal.position)
     settings = SocketSettings(folder / "run" / "h.sock", **changes)
 
-    def resolve(cursor: Cursor) -> int | str:
+    def resolve(cursor: Cursor) -> int | Rewritten | str:
         return resolve_cursor(cursor, journal.epochs, horizon.position.seq + 1)
 
     async with trio.open_nursery() as nursery:

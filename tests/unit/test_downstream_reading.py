@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hypermux.core.recording import Encoder, parse_line
 from hypermux.core.segments import Epoch, segment_name
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.memory import MemoryStorage
-from hypermux.downstream.reading import JournalReader, locate, resolve_cursor
+from hypermux.downstream.reading import JournalReader, Rewritten, locate, resolve_cursor
 from hypermux.model.errors import DamagedData, DiskFault
-from hypermux.model.records import Cursor
+from hypermux.model.records import Checkpoint, Cursor, Gap
 
 HERE = Path("/j")
 # Records need no meaning here: lines, and a name that says which number is the first.
@@ -153,8 +154,28 @@ def test_cursors(cursor: str, found: int | str) -> None:
     if isinstance(found, int):
         assert result == found
     else:
-        assert isinstance(result, str)
-        assert found in result
+        assert isinstance(result, Rewritten if "rewritten" in str(result) else str)
+        assert found in str(result)
+
+
+@pytest.mark.parametrize(
+    ("cursor", "after", "count"),
+    [("cc:80", 79, 1), ("cc:119", 79, 40), ("bb:99", 49, 50), ("aa:50", 49, 1)],
+)
+def test_a_cursor_whose_records_were_cut_off(cursor: str, after: int, count: int) -> None:
+    """It goes on where the first of them is written again, and is told how many it has in vain."""
+    found = resolve_cursor(Cursor.parse(cursor), EPOCHS, 121)
+    assert found == Rewritten(after, count, "dd")
+    assert isinstance(found, Rewritten)
+    around = b"".join(
+        Encoder().encode(seq, Checkpoint(0), source=None, at_ns=seq, received_ns=seq)
+        for seq in (after, after + 1, after + 2)
+    )
+    told = parse_line(found.line(around, now_ns=7))
+    assert (told.seq, told.source) == (after, None)
+    assert told.item == Gap(after, after + 1, "rewritten", "proven", count)
+    nothing = parse_line(found.line(b"", now_ns=7))
+    assert nothing.item == Gap(7, 7, "rewritten", "proven", count)
 
 
 def test_the_cursor_before_the_first_record() -> None:

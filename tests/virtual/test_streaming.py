@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -11,6 +12,7 @@ from trio.testing import MockClock
 
 from hypermux.core.request import Request
 from hypermux.core.selection import Selection
+from hypermux.downstream.reading import Rewritten
 from hypermux.downstream.streaming import Published, Stream, StreamRefused
 from hypermux.model.records import Cursor
 
@@ -157,3 +159,29 @@ async def test_a_long_way_without_anything_chosen_has_heartbeats(
             beats.append(stream.seq)
     assert beats == [9, 18, 27]
     stream.close()
+
+
+@pytest.mark.parametrize("kinds", [(), ("event",), ("gap",)])
+async def test_a_reader_whose_records_were_cut_off_is_told_first(kinds: tuple[str, ...]) -> None:
+    journal = FakeJournal()
+    journal.grow(8)
+    found = Published(
+        journal.horizon, journal.reader, lambda cursor: Rewritten(5, 12, "ep"), direct
+    )
+    stream = found.open()
+    selection = Selection(kinds=kinds)
+    await stream.ask(Request(after=Cursor("old", 17), selection=selection, follow=False))
+    assert stream.cursor == Cursor("ep", 5)
+    told = await stream.next()
+    assert told is not None
+    if "event" in kinds:
+        assert told == b""
+    else:
+        assert json.loads(told)["cause"] == "rewritten"
+        assert (json.loads(told)["seq"], json.loads(told)["lost"]) == (5, 12)
+    assert stream.cursor == Cursor("ep", 5)
+    assert await collect(stream) == (b"" if kinds == ("gap",) else b"".join(journal.lines[5:]))
+    await stream.ask(Request(after="start", follow=False))  # and no other
+    assert await collect(stream) == b"".join(journal.lines)
+    stream.close()
+    assert journal.open == 0
