@@ -27,6 +27,7 @@ def main() -> None:
             stateful_step_count=STEPS,
             deadline=None,
             derandomize=False,
+            database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -8,7 +8,8 @@ Loss is never filtered away unasked. Without `kinds`:
 
 `filters` look at events alone: what was lost, or could not be read, might have matched. Records
 without an account (the service's own) pass every account and region glob. `since` and `until`
-compare `at`, both inclusive; a gap passes when any part of it lies between them.
+compare `at`, both inclusive; a gap passes when any part of it lies between them, one of
+retention also when it ends before `since`.
 """
 
 from __future__ import annotations
@@ -101,6 +102,9 @@ class Selection:
             first, last = head.from_, head.to
         try:
             after = self.since_ns is None or parse_rfc3339(last) >= self.since_ns
+            # Of removed records only the first that is kept says when they ended, and there may
+            # be none yet: a reader that comes upon them is to be told.
+            after = after or (head.kind == Kind.GAP and head.cause == "retention")
             return after and (self.until_ns is None or parse_rfc3339(first) <= self.until_ns)
         except ValueError:
             return True
