@@ -129,7 +129,8 @@ class JournalSettings:
     """`[journal]`: `fsync` is "commit", "never", or the least number of seconds between syncs.
 
     A segment ends when it has `segment_size` or is `segment_age_s` old. While less than
-    `keep_free` bytes are free, closed segments go before `retain` says so.
+    `keep_free` bytes are free, closed segments go before `retain` says so. `compress` is how closed
+    ones are stored.
     """
 
     fsync: Literal["commit", "never"] | float = "commit"
@@ -138,6 +139,7 @@ class JournalSettings:
     retain: RetainSettings = RetainSettings()
     keep_free: int = 1024 * MIB
     checkpoint_interval_s: float = 10.0
+    compress: Literal["none", "zstd"] = "none"
 
 
 @frozen

@@ -95,6 +95,7 @@ class _JournalTable:
     retain: RetainSettings = Factory(RetainSettings)
     keep_free: int = 1024 * MIB
     checkpoint_interval_s: float = 10.0
+    compress: Literal["none", "zstd"] = "none"
 
 
 def _access_key(value: Any) -> str:
@@ -295,6 +296,7 @@ _journal = table(
     ),
     keep_free=Key("keep_free", size("0B", "1024TiB")),
     checkpoint_interval_s=Key("checkpoint_interval", duration("100ms", "1h")),
+    compress=Key("compress", choice("none", "zstd")),
 )
 
 
@@ -308,6 +310,7 @@ def journal(value: Any) -> JournalSettings:
         retain=found.retain,
         keep_free=found.keep_free,
         checkpoint_interval_s=found.checkpoint_interval_s,
+        compress=found.compress,
     )
 
 

@@ -33,13 +33,22 @@ CURRENT = "current.ndjson"
 # Places in a bad line where a record may begin; each costs a checksum, and an event can hold many.
 _HIDDEN = 64
 
-_NAME = re.compile(r"(\d{20})\.ndjson", re.ASCII)
-_BESIDE = re.compile(r"(\d{20})\.(?:sources|index|[^.]+\.torn|(?:.+\.)?[^.]+\.damaged)", re.ASCII)
+_NAME = re.compile(r"(\d{20})\.ndjson(?:\.zst)?", re.ASCII)
+_BESIDE = re.compile(
+    r"(\d{20})\.(?:sources|index|[^.]+\.torn|(?:.+\.)?[^.]+\.damaged)"
+    r"|\.(\d{20})\.ndjson(?:\.zst)?\.new",
+    re.ASCII,
+)
 
 
 def segment_name(first_seq: int) -> str:
     """Return the name of the segment whose first record is `first_seq`."""
     return f"{first_seq:020}.ndjson"
+
+
+def compressed_name(first_seq: int) -> str:
+    """Return the name of that segment when it is compressed; see `core.compression`."""
+    return f"{first_seq:020}.ndjson.zst"
 
 
 def index_name(first_seq: int) -> str:
@@ -65,13 +74,13 @@ def damaged_name(seq: int, epoch: str) -> str:
 def first_seqs(names: list[str]) -> list[int]:
     """Return the first seq of every segment among the file names, in order."""
     matches = (_NAME.fullmatch(name) for name in names)
-    return sorted(int(match[1]) for match in matches if match is not None)
+    return sorted({int(match[1]) for match in matches if match is not None})
 
 
 def beside(name: str) -> int | None:
     """Return the seq in the name of a file that lies beside segments, None for any other file."""
     match = _BESIDE.fullmatch(name)
-    return None if match is None else int(match[1])
+    return None if match is None else int(match[1] or match[2])
 
 
 def split_lines(data: bytes) -> Iterator[bytes]:

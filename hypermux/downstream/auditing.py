@@ -76,7 +76,7 @@ def audit(
 def _came_ns(onlooker: Onlooker, segment: int) -> int | None:
     path = onlooker.directory / segment_name(segment)
     with translated(path, "read"):
-        return first_received_ns(onlooker.storage, path)
+        return first_received_ns(onlooker.storage, onlooker.directory, segment)
 
 
 def _coverage(onlooker: Onlooker, at: int) -> tuple[int, Coverage]:

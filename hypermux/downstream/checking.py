@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from hypermux.core.coverage import Coverage
 from hypermux.core.index import Index
@@ -24,7 +25,8 @@ from hypermux.core.recording import BadLine, Parsed
 from hypermux.core.segments import index_name, segment_name, sources_name
 from hypermux.downstream.manifest import MANIFEST
 from hypermux.downstream.onlooker import Onlooker
-from hypermux.downstream.storage import BLOCK, Storage, translated
+from hypermux.downstream.storage import Storage, translated
+from hypermux.downstream.stored import plain_size, readable_blocks, segment_path
 from hypermux.model.records import Gap
 
 # The cause of a gap that stands where records were damaged; see `downstream.repair`.
@@ -42,11 +44,7 @@ class Segment:
     end_seq: int | None
     size: int
     inspected: Inspected
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return segment_name(self.first_seq)
+    name: str
 
 
 @frozen
@@ -154,32 +152,35 @@ class Check:
         last = end_seq is None
         durable = first_seq - 1 if index is None or not last else index.last_seq
         inspector = Inspector(first_seq, end_seq, durable, take)
+        left_out: list[str] = []
         with translated(self._directory / segment_name(first_seq), "read"):
-            file = self._storage.open(self._directory / segment_name(first_seq))
-            try:
-                while not inspector.done:
-                    wanted = BLOCK if limit is None else min(BLOCK, limit - size)
-                    data = file.read_at(size, wanted) if wanted else b""
-                    if not data:
-                        break
+            name = segment_path(self._storage, self._directory, first_seq).name
+            blocks = readable_blocks(self._storage, self._directory, first_seq, left_out.append)
+            with closing(blocks):
+                for data in blocks:
+                    if limit is not None:
+                        data = data[: limit - size]
                     inspector.feed(data)
                     if index is not None and size < index.size:
                         crc = zlib.crc32(memoryview(data)[: index.size - size], crc)
                     size += len(data)
                     self.report.size += len(data)
                     self.progress(self.report.size)
-            finally:
-                file.close()
+                    if inspector.done or size == limit:
+                        break
         found = inspector.finish()
+        if left_out:
+            self._spoilt(name, left_out, found)
+            found = evolve(found, damages=_because(found.damages, left_out))
         self.report.records += found.last_seq - first_seq + 1 - sum(d.lost for d in found.damages)
-        self.report.segments.append(Segment(first_seq, end_seq, size, found))
+        self.report.segments.append(Segment(first_seq, end_seq, size, found, name))
         if checked is not None and not found.damages:
             self._fits(checked, crc, found)
             if marked is not None and whole and mark != marked:
                 self._blame(index_name(first_seq), "its coverage is not what the records say")
         if found.tail is not None:
             self.report.remarks.append(
-                f"{self._directory / segment_name(first_seq)}: what is behind byte {found.tail} "
+                f"{self._directory / name}: what is behind byte {found.tail} "
                 f"had not been synced ({found.reason}): the next start sets it aside"
             )
         if found.damages or not whole:
@@ -192,9 +193,13 @@ class Check:
         return onlooker.position.offset if told else None
 
     def _size(self, first_seq: int) -> int:
-        path = self._directory / segment_name(first_seq)
-        with translated(path, "look at"):
-            return self._storage.size(path)
+        with translated(self._directory / segment_name(first_seq), "look at"):
+            return plain_size(self._storage, self._directory, first_seq)
+
+    def _spoilt(self, name: str, left_out: list[str], found: Inspected) -> None:
+        """A compressed file is harmed, though all its records may be there."""
+        if not found.damages:
+            self._blame(name, "; ".join(left_out))
 
     def _sources(self, first_seq: int) -> None:
         """Compare the coverage so far with what is kept beside the segment, and go on from that."""
@@ -279,6 +284,12 @@ class _Blocks:
             self.wrong = f"its times do not hold for record {parsed.seq}"
         elif parsed.seq == self.index.last_seq and self._starts:
             self.wrong = f"no record begins at byte {min(self._starts)}, as it says"
+
+
+def _because(damages: tuple[Damage, ...], left_out: list[str]) -> tuple[Damage, ...]:
+    """Say of records that are missing without a trace that their frame is harmed."""
+    reason = "; ".join(left_out)
+    return tuple(evolve(d, reason=reason) if d.offset == d.end else d for d in damages)
 
 
 def sentence(name: str, damage: Damage) -> str:

@@ -18,7 +18,8 @@ from hypermux.core.index import Index, Summary
 from hypermux.core.recording import BadLine, Parsed
 from hypermux.core.segments import Recounter, first_seqs, index_name, segment_name
 from hypermux.downstream.retention import first_received_ns
-from hypermux.downstream.storage import Storage, read_blocks, translated
+from hypermux.downstream.storage import Storage, translated
+from hypermux.downstream.stored import SHARED, Frames, segment_blocks
 from hypermux.model.errors import DamagedData, DiskFault
 
 log = logging.getLogger("hypermux.journal")
@@ -34,11 +35,15 @@ _HELD_NS = 60 * 10**9
 
 @define(eq=False)
 class Indexes:
-    """`open` is the index of the segment that is written to. Calls block, from any thread."""
+    """`open` is the index of the segment that is written to; `frames` are unpacked ones.
+
+    Calls block, from any thread.
+    """
 
     directory: Path
     storage: Storage
     open: Index
+    frames: Frames = field(factory=lambda: Frames(SHARED))
     _cached: dict[int, Index] = field(factory=dict)
     _summaries: dict[int, Summary] = field(factory=dict)
 
@@ -106,7 +111,7 @@ class Indexes:
         No record's `at` is later than when it came.
         """
         try:
-            came_ns = first_received_ns(self.storage, self.directory / segment_name(end_seq))
+            came_ns = first_received_ns(self.storage, self.directory, end_seq)
         except OSError:
             return False
         return came_ns is not None and came_ns < than_ns
@@ -134,7 +139,7 @@ class Indexes:
         recounter = Recounter(segment, end_seq, take)
         path = self.directory / segment_name(segment)
         with translated(path, "read"):
-            for data in read_blocks(self.storage, path):
+            for data in segment_blocks(self.storage, self.directory, segment):
                 recounter.feed(data)
                 if recounter.done:
                     break

@@ -31,7 +31,8 @@ from hypermux.downstream.indexes import Indexes
 from hypermux.downstream.manifest import MANIFEST, Manifest
 from hypermux.downstream.reading import JournalReader, locate, resolve_cursor
 from hypermux.downstream.retention import first_received_ns
-from hypermux.downstream.storage import Storage, read_blocks, settle, translated
+from hypermux.downstream.storage import Storage, settle, translated
+from hypermux.downstream.stored import is_plain, plain_size, segment_blocks, segment_path
 from hypermux.model.errors import DamagedData, UsageFault
 
 
@@ -117,7 +118,8 @@ class Onlooker:
         last = segments[-1]
         path = directory / segment_name(last)
         with translated(path, "read"):
-            size = storage.size(path)
+            plain = is_plain(storage, directory, last)
+            size = storage.size(path) if plain else plain_size(storage, directory, last)
         index = _mark(directory, storage, last)
         if index is None or index.size > size:  # what is short is no damage, see `Opening`
             index = Index.empty(last)
@@ -130,14 +132,16 @@ class Onlooker:
         recoverer = Recoverer(last, take, seq=index.last_seq, offset=index.size, durable=durable)
         left = size - index.size  # more may come while we read
         with translated(path, "read"):
-            for data in read_blocks(storage, path, index.size):
+            for data in segment_blocks(storage, directory, last, index.size):
                 recoverer.feed(data[:left])
                 left -= min(left, len(data))
                 if not left:
                     break
         found = recoverer.finish()
         keep, seq = found.settled, min(found.durable, found.last_seq)
-        if not locked:
+        if not plain:
+            keep, seq = found.keep, found.last_seq
+        elif not locked:
             with suppress(OSError):  # then only what is known to be synced is shown
                 settle(path)
                 keep, seq = found.keep, found.last_seq
@@ -228,7 +232,7 @@ class Onlooker:
 
     def _came_ns(self, segment: int) -> int | None:
         with suppress(OSError):
-            return first_received_ns(self.storage, self.directory / segment_name(segment))
+            return first_received_ns(self.storage, self.directory, segment)
         return None
 
     def list(self) -> list[SegmentInfo]:
@@ -239,13 +243,14 @@ class Onlooker:
         ends = [*shown[1:], self.position.seq + 1]
         found = []
         for at, (first_seq, end_seq) in enumerate(zip(shown, ends, strict=True)):
-            name, last = segment_name(first_seq), at == len(shown) - 1
-            with translated(self.directory / name, "look at"):
-                size = self.storage.size(self.directory / name)
+            last = at == len(shown) - 1
+            with translated(self.directory / segment_name(first_seq), "look at"):
+                path = segment_path(self.storage, self.directory, first_seq)
+                size = self.storage.size(path)
             to_ns = self._last_came_ns() if last else came[at + 1]
             found.append(
                 SegmentInfo(
-                    name,
+                    path.name,
                     first_seq,
                     end_seq - 1,
                     size,
@@ -253,7 +258,7 @@ class Onlooker:
                     to_ns,
                     self._epochs(first_seq, end_seq),
                     first_seq not in without,
-                    False,
+                    path.name != segment_name(first_seq),
                     last,
                 )
             )

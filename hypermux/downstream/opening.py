@@ -39,6 +39,7 @@ from hypermux.core.segments import (
 from hypermux.downstream.horizon import Position
 from hypermux.downstream.manifest import MANIFEST, Manifest
 from hypermux.downstream.storage import Appender, Storage, read_blocks, translated
+from hypermux.downstream.stored import is_plain, restore, segment_blocks
 from hypermux.model.errors import DamagedData
 
 
@@ -189,6 +190,10 @@ class Opening:
         """
         last = segments[-1]
         path = self.directory / segment_name(last)
+        with translated(path, "look at"):
+            plain = is_plain(self.storage, self.directory, last)
+        if not plain:  # those behind it were taken away; nothing is appended to a compressed one
+            restore(self.storage, self.directory, last)
         coverage, index, recovery, durable = self._scan(segments)
         if recovery.damaged:
             raise _damage(path, recovery)
@@ -280,7 +285,7 @@ class Opening:
             path = self.directory / segment_name(first_seq)
             recounter = Recounter(first_seq, end_seq, take)
             with translated(path, "read"):
-                for data in read_blocks(self.storage, path):
+                for data in segment_blocks(self.storage, self.directory, first_seq):
                     recounter.feed(data)
                     if recounter.done:
                         break

@@ -27,6 +27,7 @@ from hypermux.downstream.horizon import Position
 from hypermux.downstream.indexes import Indexes
 from hypermux.downstream.retention import first_received_ns
 from hypermux.downstream.storage import Slice, Storage, translated
+from hypermux.downstream.stored import open_segment
 from hypermux.downstream.stretches import Plain, Stretch
 from hypermux.model.errors import DamagedData, DiskFault
 from hypermux.model.records import Cursor, Gap
@@ -173,9 +174,8 @@ class JournalReader:
         if oldest == self._seq + 1:
             self._near = Position(oldest, 0, self._seq)
             return b""
-        path = self.directory / segment_name(oldest)
-        with translated(path, "read"):
-            to_ns = first_received_ns(self.storage, path)
+        with translated(self.directory / segment_name(oldest), "read"):
+            to_ns = first_received_ns(self.storage, self.directory, oldest)
         from_ns = self._began_ns
         if self._last_line:
             with suppress(BadLine):
@@ -190,7 +190,12 @@ class JournalReader:
         self.close()
         self._segment, self._offset, self._end_seq = segment, offset, None
         with translated(self._path, "open"):
-            self._file = file = self.storage.open(self._path)
+            self._file = file = open_segment(
+                self.storage,
+                self.directory,
+                segment,
+                None if self._indexes is None else self._indexes.frames,
+            )
         return file
 
     @property
@@ -251,9 +256,10 @@ def locate(
         index = indexes.of(segment, segments[at + 1] if at + 1 < len(segments) else 0)
     start, offset = (segment, 0) if index is None else index.block_of(seq)
     path = directory / segment_name(segment)
+    frames = None if indexes is None else indexes.frames
     left = seq - start
     with translated(path, "read"):
-        file = storage.open(path)
+        file = open_segment(storage, directory, segment, frames)
         try:
             while left:
                 data = file.read_at(offset, _SCAN)

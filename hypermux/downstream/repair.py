@@ -25,6 +25,7 @@ from hypermux.core.coverage import Coverage
 from hypermux.core.inspection import Damage, Inspected, Inspector
 from hypermux.core.recording import BadLine, Encoder, Parsed
 from hypermux.core.segments import (
+    compressed_name,
     damaged_name,
     index_name,
     segment_name,
@@ -35,7 +36,8 @@ from hypermux.downstream.checking import DAMAGE, Report, Segment, sentence
 from hypermux.downstream.manifest import MANIFEST, Manifest
 from hypermux.downstream.opening import begin_segment
 from hypermux.downstream.retention import first_received_ns
-from hypermux.downstream.storage import BLOCK, Appender, Storage, read_blocks, translated, write_all
+from hypermux.downstream.storage import BLOCK, Appender, Storage, translated, write_all
+from hypermux.downstream.stored import readable_blocks
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DiskFault
 from hypermux.model.records import Event, Gap, StateChange, Unparsed
@@ -129,8 +131,9 @@ class Repair:
         manifest = before.with_epoch(self.epoch, self._last_seq + 1, self.now_ns)
         self._write(MANIFEST, manifest.to_bytes())
         coverage = self._certain_coverage()
+        wrong = {fault.name for fault in self.report.faults}
         for segment in segments:
-            if segment.inspected.damages:
+            if segment.inspected.damages or segment.name in wrong:
                 self._mend(segment)
         for fault in self.report.faults:
             if fault.name != MANIFEST:
@@ -154,9 +157,9 @@ class Repair:
             self._keep(segment, found.tail, segment.size, torn_name(found.last_seq + 1, self.epoch))
 
     def _keep(self, segment: Segment, start: int, end: int, name: str) -> None:
-        path = self.directory / segment_name(segment.first_seq)
-        with translated(path, "read"):
-            data = b"".join(read_blocks(self.storage, path, start))[: end - start]
+        with translated(self.directory / segment.name, "read"):
+            blocks = readable_blocks(self.storage, self.directory, segment.first_seq, _unheard)
+            data = b"".join(blocks)[start:end]
         self._write(name, data)
 
     def _save_aside(self, name: str) -> None:
@@ -227,17 +230,19 @@ class Repair:
             self.storage.remove(self.directory / index_name(segment.first_seq))
             self.storage.sync_names(self.directory)
             self.storage.move(beside, path)
+            # A plain file wins; the frames that do not unpack are of no use any more.
+            self.storage.remove(self.directory / compressed_name(segment.first_seq))
+            self.storage.sync_names(self.directory)
 
     def _came_ns(self, first_seq: int) -> int | None:
         try:
-            return first_received_ns(self.storage, self.directory / segment_name(first_seq))
+            return first_received_ns(self.storage, self.directory, first_seq)
         except OSError:
             return None
 
     def _feed(self, first_seq: int, inspector: Inspector) -> None:
-        path = self.directory / segment_name(first_seq)
-        with translated(path, "read"):
-            for data in read_blocks(self.storage, path):
+        with translated(self.directory / segment_name(first_seq), "read"):
+            for data in readable_blocks(self.storage, self.directory, first_seq, _unheard):
                 inspector.feed(data)
                 if inspector.done:
                     break
@@ -277,6 +282,8 @@ class Repair:
         path = self.directory / last.name
         if found.damages:
             first_seq += self._end is not None
+        elif path.name != segment_name(last.first_seq):
+            pass  # compressed, which only what is synced is
         elif first_seq == last.first_seq:
             self._write(path.name, b"")  # without a record, and this one has its name
         else:
@@ -304,6 +311,10 @@ class Repair:
         path = self.directory / name
         with translated(path, "write"):
             self.storage.write(path, data)
+
+
+def _unheard(_: str) -> None:
+    """Take what was told before."""
 
 
 def _filler(encoder: Encoder, seq: int, damage: Damage, lost: int) -> bytes:

@@ -23,9 +23,16 @@ from hypermux.config.settings import JournalSettings
 from hypermux.config.units import format_duration, format_size
 from hypermux.core.recording import BadLine, parse_line
 from hypermux.core.retention import Kept, surplus
-from hypermux.core.segments import beside, first_seqs, segment_name, sources_name
+from hypermux.core.segments import (
+    beside,
+    compressed_name,
+    first_seqs,
+    segment_name,
+    sources_name,
+)
 from hypermux.downstream.storage import Storage, translated
-from hypermux.model.errors import DiskFault
+from hypermux.downstream.stored import open_segment, stored_size
+from hypermux.model.errors import DamagedData, DiskFault
 
 log = logging.getLogger("hypermux.journal")
 
@@ -35,22 +42,23 @@ ROOM_S = 60.0
 _LINE = 4096
 
 
-def first_received_ns(storage: Storage, path: Path) -> int | None:
+def first_received_ns(storage: Storage, directory: Path, first_seq: int) -> int | None:
     """Return when the first record of a segment came, None when it does not say.
 
     Raises OSError.
     """
-    file, size = storage.open(path), _LINE
+    size = _LINE
     try:
-        data = file.read_at(0, size)
-        while (end := data.find(b"\n") + 1) == 0 and len(data) == size:
-            size *= 4
+        file = open_segment(storage, directory, first_seq)
+        try:
             data = file.read_at(0, size)
-    finally:
-        file.close()
-    try:
+            while (end := data.find(b"\n") + 1) == 0 and len(data) == size:
+                size *= 4
+                data = file.read_at(0, size)
+        finally:
+            file.close()
         return parse_line(data[:end]).received_ns
-    except BadLine:
+    except (BadLine, DamagedData):
         return None
 
 
@@ -107,7 +115,7 @@ class Retention:
         keep, settings = self.settings.retain, self.settings
         closed = self._closed(names, segments)
         with translated(self.directory, "look at"):
-            sizes = [self.storage.size(self._path(s)) for s in segments]
+            sizes = [stored_size(self.storage, self.directory, s) for s in segments]
             short = settings.keep_free - self.storage.free(self.directory)
         self.size = sum(sizes)
         kept = [
@@ -156,19 +164,18 @@ class Retention:
         return segments[: min(known[-1] if known else 0, len(segments) - 1)]
 
     def _remove_one(self, first_seq: int) -> None:
-        path = self._path(first_seq)
-        with translated(path, "remove"):
-            self.storage.remove(path)
+        # Both are there when a compression was cut short.
+        for name in (segment_name(first_seq), compressed_name(first_seq)):
+            with translated(self.directory / name, "remove"):
+                self.storage.remove(self.directory / name)
+        with translated(self.directory, "remove a segment from"):
             self.storage.sync_names(self.directory)
 
     def began_ns(self, first_seq: int) -> int | None:
         """Return when the first record of a segment came, None while it has none."""
         if first_seq not in self._received_ns:
             with suppress(OSError):
-                received_ns = first_received_ns(self.storage, self._path(first_seq))
+                received_ns = first_received_ns(self.storage, self.directory, first_seq)
                 if received_ns is not None:
                     self._received_ns[first_seq] = received_ns
         return self._received_ns.get(first_seq)
-
-    def _path(self, first_seq: int) -> Path:
-        return self.directory / segment_name(first_seq)

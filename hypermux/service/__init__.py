@@ -37,7 +37,7 @@ from hypermux.downstream.reading import JournalReader, Rewritten, resolve_cursor
 from hypermux.downstream.sequencer import Sequencer
 from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
-from hypermux.downstream.upkeep import keep_indexes
+from hypermux.downstream.upkeep import compress_closed, keep_indexes
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
@@ -172,7 +172,11 @@ class Service:
     async def _keep_up(self, scope: trio.CancelScope) -> None:
         with scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(keep_indexes, self.journal.indexes, self.seams.reader_runner)
+                indexes = self.journal.indexes
+                nursery.start_soon(keep_indexes, indexes, self.seams.reader_runner)
+                if self.settings.journal.compress == "zstd":
+                    runner = self.seams.upkeep_runner or self.seams.reader_runner
+                    nursery.start_soon(compress_closed, indexes, runner)
                 states = partial(source_states, self.supervisor, self.sequencer)
                 nursery.start_soon(self.notifier.run, states)
 

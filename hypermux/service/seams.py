@@ -50,6 +50,7 @@ class Seams:
     reader_runner: RunSync
     new_epoch: Callable[[], str]
     boot: str = ""
+    upkeep_runner: RunSync | None = None
     read_settings: Callable[[Path], Awaitable[Settings]] = read_settings
 
     @classmethod
@@ -63,6 +64,7 @@ class Seams:
             storage=DiskStorage(),
             journal_runner=in_thread(trio.CapacityLimiter(1)),
             reader_runner=in_thread(trio.CapacityLimiter(8)),
+            upkeep_runner=in_thread(trio.CapacityLimiter(1)),
             new_epoch=partial(secrets.token_hex, 4),
             boot=_boot_id(),
         )

@@ -33,7 +33,7 @@ SMALL = '[journal]\nsegment = { size = "64KiB" }\nfsync = "100ms"'
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A service under load, whose journal has several segments."""
     directory = tmp_path_factory.mktemp("journal")
-    arguments = ("--accounts", "3", "--regions", "a,b", "--rate", "100")
+    arguments = ("--accounts", "3", "--regions", "a,b", "--rate", "40")
     with emulator(directory, *arguments) as emulated:
         where = place(directory, emulated.accounts, FAST, SMALL)
         with service(where):
@@ -63,13 +63,13 @@ def has(where: Place, words: bytes) -> bool:
     return any(words in line for line in where.lines)
 
 
-def copy(where: Place, to: Path) -> Place:
+def copy(where: Place, to: Path, *more: str) -> Place:
     """Copy a state directory as it is this moment, and configure a service on it."""
     to.mkdir()
     done = subprocess.run(["cp", "-a", where.state, to / "state"], capture_output=True, text=True)
     # What is being written anew may be gone again before it is copied.
     assert all(".new'" in line for line in done.stderr.splitlines()), done.stderr
-    return place(to, None, IDLE)
+    return place(to, None, IDLE, *more)
 
 
 # A service that receives nothing: what its journal has is what it was started with.
@@ -87,7 +87,6 @@ def test_beside_a_running_service(running: Place) -> None:
     asked: list[tuple[tuple[str, ...], dict[str, Any]]] = [
         (("--account", "*2", "--region", "a"), {"accounts": ["*2"], "regions": ["a"]}),
         (("--filter", "event=start", "--kinds", "event"), {"filters": {"event": ["start"]}}),
-        (("--kinds", "state,gap"), {"kinds": ["state", "gap"]}),
         (("--since", "10min", "--limit", "50"), {"limit": 50}),
     ]
     for options, selected in asked:
@@ -188,7 +187,7 @@ def test_a_copy_made_while_the_service_runs_is_a_journal(running: Place, tmp_pat
     """What `cp -a` and `rsync` get of files that grow: the last line may be torn, no more."""
     shown = read(running.socket, {"after": "start", "follow": False})
     before = shown.splitlines(keepends=True)[1:-1]
-    where = copy(running, tmp_path / "copy")
+    where = copy(running, tmp_path / "copy", '[journal]\ncompress = "zstd"')
     # The lock file came along, and nobody holds it.
     assert (where.state / "journal" / "journal.lock").exists()
     last = files(where.state)[-1]
@@ -201,6 +200,16 @@ def test_a_copy_made_while_the_service_runs_is_a_journal(running: Place, tmp_pat
         lines = read(where.socket, {"after": "start", "follow": False}).splitlines(keepends=True)
         assert lines[1 : 1 + len(before)] == before
         wait_until(lambda: has(where, b"unsynced bytes were set aside"), "the new epoch")
+        # Closed segments are compressed meanwhile, and nobody notices.
+        packed = where.state / "journal"
+        wait_until(lambda: len(list(packed.glob("*.zst"))) > 2, "compressed segments")
+        again = read(where.socket, {"after": "start", "follow": False}).splitlines(keepends=True)
+        assert again[1 : len(lines) - 1] == lines[1:-1]
+        assert cat("-c", where.config).startswith(b"".join(lines[1:-1]))
+        listed = run("journal", "ls", "-c", where.config).stdout.splitlines()
+        assert listed[1].split()[-1] == "zstd"
+        checked = run("journal", "verify", "-c", where.config)
+        assert checked.returncode == 0, checked.stdout
 
 
 def assert_rewritten(where: Place, asked: dict[str, Any], last: int) -> None:
