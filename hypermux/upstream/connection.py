@@ -93,6 +93,13 @@ class Connection(Replacing):
             self.rotation.renew(trio.current_time())
         self._changed.set()
 
+    def look_again(self) -> None:
+        """What the source was refused for may be mended, or what a dial under way will be."""
+        if self.given_up:
+            self.renew()
+        elif self.lifecycle.state is State.DIALING:
+            self._mended = True
+
     def key_changed(self, credential: Credential | None) -> None:
         """There is another key: use it, at once where one was or may have been refused."""
         self._key = credential

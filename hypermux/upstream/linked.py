@@ -70,6 +70,7 @@ class Linked:
     _parted: PartingCause | None = None  # why the link is ended by our own doing
     _parting: trio.Event = field(factory=trio.Event)
     _hurried: bool = False
+    _mended: bool = False  # what may have been mended while it dialed is worth another look
     _key: Credential | None = field(default=None, repr=False)  # the last that it was told of
     _changed: trio.Event = field(factory=trio.Event)
 
@@ -142,12 +143,14 @@ class Linked:
         self.quiet.closed(trio.current_time())
         if self._parted is not None and self.lifecycle.state is State.DRAINING:
             return 0.0, Rank.NEW if self._parted == "yielded" else Rank.LOST
-        self._hurried = False
+        self._hurried, mended = False, self._mended
+        self._mended = False
         judgement, failure = self._judge.judge(link, self.source)
         now = trio.current_time()
         pause = self.lifecycle.failed(judgement, now, retry_after_s=failure.retry_after_s)
         denied = judgement.verdict is Verdict.DENIED or pause.state is State.DENIED
         self.teller.down(link, judgement)
+        self._hurried = mended and self.given_up
         self._hurried |= self._judge.heed(link, self.source, judgement, failure, denied=denied)
         self.observer.failed(self.source, judgement, failure)
         return pause.delay_s, Rank.PROBE if self.given_up else Rank.LOST
@@ -177,6 +180,7 @@ class Linked:
             # Otherwise it opened in the very moment in which it was parted with. What it brings
             # counts all the same: an engine's memory is told once.
             self.rotation.opened(now)
+            self._mended = False
             self.quiet.opened(now, link.opened_ns)
             self.teller.up(opened, self.incoming.remembered(opened))
             self.observer.opened(self.source)

@@ -327,8 +327,7 @@ class Supervisor:
         """Read all keys anew, and let every source that was refused try at once."""
         await self.keys.refresh()
         for connection in self.connections.values():
-            if connection.given_up:
-                connection.renew()
+            connection.look_again()
 
     def _use_files(self) -> None:
         """Hold the keys, and watch the certificates, of the sources that are configured."""
@@ -339,8 +338,8 @@ class Supervisor:
     def _certificate_changed(self, path: str) -> None:
         """Let those try at once that were refused for what may stand in this file."""
         for connection in self.connections.values():
-            if connection.given_up and path in connection.source.tls.files:
-                connection.renew()
+            if path in connection.source.tls.files:
+                connection.look_again()
 
     def _key_changed(self, account: str) -> None:
         """Let an account's refused sources try at once, and its open ones move to the new key."""

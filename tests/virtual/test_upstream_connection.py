@@ -191,6 +191,22 @@ async def test_a_bad_certificate_waits_for_a_probe(autojump_clock: trio.testing.
     assert played.tape.states[1].verdict == "untrusted"
 
 
+async def test_a_certificate_that_is_mended_while_it_is_dialed_with_is_tried_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def refused(listener: Listener) -> None:
+        assert isinstance(listener, Link)
+        assert isinstance(listener.owner, Connection)
+        await trio.sleep(1)
+        listener.owner.look_again()  # too late for this one
+        await trio.sleep(1)
+        raise ConnectionFailed(Failure(FailureKind.TLS, "expired"))
+
+    played = await play(refused, fail(FailureKind.TLS), seconds=600)
+    first, second = played.script.dialed_at
+    assert second - first < 3
+
+
 async def test_denied_credentials_are_not_retried_hot(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
