@@ -319,6 +319,33 @@ def test_a_stopped_server_is_noticed_in_time_and_a_stalled_reader_is_no_stopped_
             assert [gap["cause"] for gap in gaps] == ["start", "silent"], "exactly one"
 
 
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_a_stop_tells_a_server_that_is_there_from_one_that_was_dead(
+    tmp_path: Path, stands_still: bool
+) -> None:
+    with router(tmp_path) as emulated:
+        where = place(tmp_path, emulated.accounts, FAST)
+        with service(where) as child:
+            wait_until(lambda: len(of(where, "event")) > 20, "events")
+            silent_s = time.time()
+            if stands_still:
+                emulated.child.send_signal(signal.SIGSTOP)
+                time.sleep(2)  # nothing is heard for so long
+            asked_s = time.time()
+            try:
+                assert end(child) == 0
+            finally:
+                emulated.child.send_signal(signal.SIGCONT)
+            assert time.time() - asked_s < 5
+        down = of(where, "state", state="down")[-1]
+        assert down["cause"] == "stopped"
+        began_s = seconds(down["from"])
+        if stands_still:
+            assert began_s < silent_s + 1
+        else:
+            assert asked_s - 1.5 < began_s
+
+
 def test_stdout_and_stderr_of_subprocesses_hold_no_key(tmp_path: Path) -> None:
     with router(tmp_path) as emulated:
         key = rewritten(emulated, 'secret_key_file = "the.key"')
