@@ -9,7 +9,7 @@ Loss is never filtered away unasked. Without `kinds`:
 `filters` look at events alone: what was lost, or could not be read, might have matched. Records
 without an account (the service's own) pass every account and region glob. `since` and `until`
 compare `at`, both inclusive; a gap passes when any part of it lies between them, one of
-retention also when it ends before `since`.
+the reader's own place (removed, rewritten) also when it ends before `since`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from hypermux.core.filters import Filters
 from hypermux.core.recording import parse_rfc3339
 from hypermux.model.records import Kind
 
+# Gaps that a reader gets because of its own place.
+_OF_READERS = ("retention", "rewritten")
 # What a reader sees who selects something but no kinds.
 DEFAULT_KINDS = (Kind.EVENT, Kind.GAP, Kind.STATE, Kind.UNPARSED)
 
@@ -104,7 +106,7 @@ class Selection:
             after = self.since_ns is None or parse_rfc3339(last) >= self.since_ns
             # Of removed records only the first that is kept says when they ended, and there may
             # be none yet: a reader that comes upon them is to be told.
-            after = after or (head.kind == Kind.GAP and head.cause == "retention")
+            after = after or (head.kind == Kind.GAP and head.cause in _OF_READERS)
             return after and (self.until_ns is None or parse_rfc3339(first) <= self.until_ns)
         except ValueError:
             return True

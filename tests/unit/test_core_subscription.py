@@ -298,7 +298,7 @@ STREAM = (
 
 class TestSelection:
     def test_removed_records_are_told_whatever_since_says(self) -> None:
-        for cause, seqs in (("retention", [5]), ("dropped", [])):
+        for cause, seqs in (("retention", [5]), ("rewritten", [5]), ("dropped", [])):
             gap = encode(5, Gap(0, 1 * SECOND, cause, "proven", 5), None, at_s=1)
             assert select('{"since":50}', gap) == seqs
             assert select('{"since":50,"until":60}', gap) == seqs
