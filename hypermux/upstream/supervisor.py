@@ -153,8 +153,8 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep all sources connected until cancelled; no failure of an upstream ends it."""
-        try:
-            async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as self._nursery:
+            try:
                 self._nursery.start_soon(self.gate.run)
                 self._use_files()
                 self._nursery.start_soon(self.keys.run)
@@ -163,8 +163,11 @@ class Supervisor:
                     self._begin(
                         source, self.outages.get(source.id), self.recollections.get(source.id)
                     )
-        finally:
-            self._nursery = None
+                await trio.sleep_forever()
+            finally:
+                # At once, not when the last source has ended: a nursery takes nobody in any more
+                # a moment before it is left, and a reload may come in it.
+                self._nursery = None
 
     def statistics(self, flow: Callable[[SourceId], Flow]) -> Iterator[SourceStatus]:
         """Yield the state of every source; `flow` tells what became of its events.

@@ -130,6 +130,68 @@ def test_an_engine_and_a_source_that_loses_its_connection(
         assert found.complete
 
 
+def told(text: str, *, unproven: str) -> Seen:
+    """Remember letters, the last ones of an outage that has not ended."""
+    made = seen(text)
+    for letter in unproven:
+        made.add(letter.encode(), 1, proven=False)
+    return made
+
+
+def test_what_was_recorded_in_an_open_outage_proves_nothing() -> None:
+    assert new(told("ab", unproven="cd"), "cde") == ("e", False)
+    assert new(told("ab", unproven="cd"), "bcde") == ("e", True)
+    assert new(told("ab", unproven="b"), "bbc") == ("c", False)  # which of the two is it?
+    assert new(told("", unproven="a"), "ab") == ("b", False)
+    # A backlog by time begins at what is remembered, proof or not.
+    assert new(told("a", unproven="c"), "xcd", whole=False) == ("d", False)
+
+
+def test_what_is_unproven_are_the_last_ones() -> None:
+    remembered = told("ab", unproven="cd")
+    assert remembered.unproven == 2
+    assert remembered.proofs() == {b"a", b"b"}
+    assert remembered.copy() == remembered
+    remembered.add(b"e", 1)  # the outage is over: all of it was told
+    assert remembered.unproven == 0
+    assert remembered.proofs() == {b"a", b"b", b"c", b"d", b"e"}
+    remembered.clear()
+    assert (remembered.unproven, remembered.proofs()) == (0, frozenset())
+    cleared = told("ab", unproven="c")
+    cleared.clear()
+    assert cleared == Seen()
+    assert Seen().unproven == 0
+    flooded = told("", unproven="x" * (REMEMBERED + 5))
+    assert flooded.unproven == REMEMBERED
+
+
+def test_a_snapshot_that_is_settled_stands_in_its_own_order() -> None:
+    def order(remembered: Seen, snapshot: str, newer: int = 0) -> tuple[str, list[int]]:
+        times = [100 + place for place, _ in enumerate(snapshot)]
+        remembered.settle(ring(snapshot), times, newer=newer)
+        digests, times_ns = b"".join(remembered._digests).decode(), list(remembered._times)
+        return digests, times_ns
+
+    # What it holds moves to its own place; what is older stays before it.
+    assert order(seen("abcd"), "bd") == ("acbd", [1, 3, 100, 101])
+    assert order(seen("ab"), "xb") == ("axb", [1, 100, 101])
+    # As often as it is there, the first of them first.
+    assert order(seen("aba"), "a") == ("baa", [2, 3, 100])
+    # Of the last two, what is not in it came behind it.
+    assert order(seen("abcd"), "bc", newer=2) == ("abcd", [1, 100, 101, 4])
+    assert order(seen("abcd"), "b", newer=1) == ("acbd", [1, 3, 100, 4])
+    remembered = told("a", unproven="b")
+    assert order(remembered, "b")[0] == "ab"
+    assert remembered.unproven == 0
+
+
+def test_an_audit_counts_what_arrives() -> None:
+    audit = Audit.begin(seen("a"))
+    assert audit.arrivals == 0
+    audit.arrived(b"b")
+    assert audit.arrivals == 1
+
+
 def test_the_anchor_s_twin_is_from_before_our_time_too() -> None:
     memory = Seen(b"b")
     snapshot = [b"a", b"b", b"b", b"c"]

@@ -15,6 +15,7 @@ from attrs import define, evolve, field
 from trio.testing import MockClock
 from whole_service import START_NS, MemoryDialer, run_directly
 
+from hypermux.config.changes import compare
 from hypermux.config.settings import (
     Account,
     BufferSettings,
@@ -76,6 +77,7 @@ class World:
     service: Service = field(init=False)
     storage: MemoryStorage = field(factory=MemoryStorage)
     read_s: float = 0.1
+    shutdown: trio.Event = field(factory=trio.Event)
 
     async def read(self, path: Path) -> Settings:
         await trio.sleep(self.read_s)
@@ -100,7 +102,7 @@ class World:
             read_settings=self.read,
         )
         self.service = Service(begun_with, seams)
-        shutdown = trio.Event()
+        shutdown = self.shutdown = trio.Event()
 
         async def run(*, task_status: trio.TaskStatus[Service]) -> None:
             await self.service.run(shutdown, serve_socket=False, task_status=task_status)
@@ -224,6 +226,19 @@ async def test_a_source_expected_to_speak_is_quiet_and_then_is_not(
         await w.reload(settings(account(1, "x")))
         assert w.source("acct-001/x").state == "live"
         assert w.links == before
+
+
+async def test_a_reload_at_any_moment_of_a_stop_is_without_effect(
+    autojump_clock: MockClock,
+) -> None:
+    before = settings(account(1))
+    changes = compare(before, evolve(before, limits=LimitSettings(50, 50.0, 5, Cap(), Cap())))
+    for turns in range(60):
+        async with world() as w, w.running(before) as service:
+            w.shutdown.set()
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            service.supervisor.apply(changes)
 
 
 async def test_a_bad_file_changes_nothing_and_says_why(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from simulator import run
 from simulator.judge import judge
-from simulator.plan import Plan, Step
+from simulator.plan import Caps, Plan, Step
 from simulator.world import World
 
 from hypermux.model.accounts import SourceId
@@ -35,7 +35,7 @@ def test_a_dead_peer_that_is_replaced_before_it_is_noticed_leaves_a_gap(slots: i
     """Over the whole span in which its replacement can be due; with and without a spare slot."""
     source = SourceId("a0", "r0")
     for died in range(225, 301, 3):
-        plan = Plan(died, 400.0, [source], rotate_s=300.0, max_connections=slots)
+        plan = Plan(died, 400.0, [source], rotate_s=300.0, caps=Caps(slots))
         plan.kinds[source], plan.dialects[source] = "hyper", "a"
         plan.delays[source], plan.clock_errors[source] = 0.01, 0.0
         says = [Step(died + 0.1 * n, "say", source, word="event") for n in range(1, 400)]

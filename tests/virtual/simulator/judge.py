@@ -22,6 +22,7 @@ import zlib
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from math import inf
 
 from attrs import define, field
 
@@ -292,7 +293,12 @@ def audits(case: Case) -> Iterator[str]:
     world = case.world
     truth, plan = world.truth, world.plan
     # An audit takes a connection of its own; without one it comes late, or never.
-    if plan.max_connections < 2 * len(plan.sources):
+    for caps in (plan.caps, *plan.later):
+        rate = min(caps.rate, caps.account_rate or inf, caps.endpoint_rate or inf)
+        # It takes its turn behind those who are lost, too.
+        if caps.connections < 2 * len(plan.sources) or rate < len(plan.sources) / AUDIT_S * 4:
+            return
+    if plan.short:
         return
     for source, messages in truth.messages.items():
         if not case.is_docker(source):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hypermux.model.accounts import SourceId
 from simulator.network import KEEPALIVE_S, Wire
-from simulator.plan import slowest_s
+from simulator.plan import Caps, slowest_s
 from simulator.truth import Refusal
 
 if TYPE_CHECKING:
@@ -22,18 +22,15 @@ SLACK_S = 0.5
 # From what part of `rotate_after` on a connection is replaced: sources are spread.
 OLD = 0.7
 EARLY = 1.0
+# How long a source that gives its slot back may take to its goodbye's end.
+GIVEN_BACK_S = 10.0
 
 
 def limits(case: Case) -> Iterator[str]:
     """Counts and rates of all, of each account and of each endpoint."""
     world = case.world
-    plan = world.plan
-    caps = {"all": plan.max_connections, "account": plan.account_connections, "endpoint": None}
-    rates = {"all": plan.connect_rate, "account": plan.account_rate, "endpoint": plan.endpoint_rate}
-    for (kind, name), most in world.network.most.items():
-        cap = caps[kind]
-        if cap is not None and most > cap:
-            yield f"limits: {most} connections of {kind} {name} at once, {cap} at the most"
+    for text in world.network.beyond:
+        yield f"limits: {text}"
     dials: dict[tuple[str, str], list[float]] = defaultdict(list)
     requests: dict[tuple[str, str], list[float]] = defaultdict(list)
     for attempt in world.network.attempts:
@@ -43,22 +40,46 @@ def limits(case: Case) -> Iterator[str]:
                 requests[key].append(attempt.wire.asked)
     for what, found in (("dials", dials), ("requests", requests)):
         for (kind, name), times in found.items():
-            rate = rates[kind]
             # A dial may be a little early: what counts is when its request is sent.
-            burst = plan.burst + (EARLY if what == "dials" else 0.0)
-            if rate is not None and (at := _too_fast(sorted(times), rate, burst)) is not None:
-                yield f"limits: {what} of {kind} {name} over {rate}/s, burst {plan.burst}, at {at}"
+            early = EARLY if what == "dials" else 0.0
+            if (at := _too_fast(sorted(times), kind, world.truth.caps, early)) is not None:
+                yield f"limits: {what} of {kind} {name} over the rate, at {at}"
 
 
-def _too_fast(times: list[float], rate: float, burst: float) -> float | None:
-    """Return when a bucket of `burst` that fills at `rate` was overdrawn."""
-    level, last = burst, 0.0
+def _too_fast(
+    times: list[float], kind: str, caps: list[tuple[float, Caps]], early: float
+) -> float | None:
+    """Return when a bucket of the burst that fills at the rate was overdrawn.
+
+    With another rate nothing is free at first, but what was in a bucket may be on its way.
+    """
+    changes = [(since, *_rate(kind, found)) for since, found in caps]
+    level, last, place = changes[0][2] + early, 0.0, 0
     for at in times:
-        level = min(burst, level + (at - last) * rate) - 1.0
+        while place + 1 < len(changes) and changes[place + 1][0] <= at:
+            level = _filled(level, changes[place], changes[place + 1][0] - last, early)
+            last, place = changes[place + 1][0], place + 1
+        level = _filled(level, changes[place], at - last, early)
         last = at
+        if changes[place][1] is None:
+            continue
+        level -= 1.0
         if level < -1e-3:
             return at
     return None
+
+
+def _filled(
+    level: float, change: tuple[float, float | None, int], seconds: float, early: float
+) -> float:
+    _, rate, burst = change
+    most = burst + early
+    return most if rate is None else min(most, level + seconds * rate)
+
+
+def _rate(kind: str, caps: Caps) -> tuple[float | None, int]:
+    rates = {"all": caps.rate, "account": caps.account_rate, "endpoint": caps.endpoint_rate}
+    return rates[kind], caps.burst
 
 
 def dead(case: Case) -> Iterator[str]:
@@ -80,6 +101,8 @@ def dead(case: Case) -> Iterator[str]:
             continue
         if world.plan.rotate_s is not None and _replaced(case, wire):
             continue
+        if any(t <= closed <= t + GIVEN_BACK_S for t, _ in world.truth.caps[1:]):
+            continue  # for want of slots
         life = world.truth.lives[wire.life - 1]
         # A goodbye takes a second, and a slow disk its time.
         slow_s = 1.0 + 2 * slowest_s(world.plan)
@@ -120,6 +143,8 @@ def denied(case: Case) -> Iterator[str]:
                 continue
             last = later[-1]
             calm = any(first.read <= at <= last.read for at in opened)
+            # Whoever reloads asks for another look, too.
+            calm = calm or any(first.read <= at <= last.read for at, _ in world.truth.caps)
             same = all(r.life == first.life and r.status in (401, 403) for r in later)
             if same and not calm and last.read - first.read < PROBE_S:
                 yield f"denied: {source} was refused at {first.read:.3f} and at {last.read:.3f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import trio
@@ -237,16 +237,27 @@ class Network:
     wires: list[Wire] = field(factory=list)
     delays: Callable[[SourceId], float] = lambda source: 0.01
     trace: Callable[[str], None] = lambda text: None
-    # How many dials and connections there are, and the most there ever were at once.
+    # How many dials and connections there are, how many there may be, and what began beyond that.
     now: Counter[tuple[str, str]] = field(factory=Counter)
-    most: Counter[tuple[str, str]] = field(factory=Counter)
+    allowed: dict[str, int | None] = field(factory=dict)
+    beyond: list[str] = field(factory=list)
 
     def begun(self, attempt: Attempt) -> None:
         """A dial begins."""
         self.attempts.append(attempt)
         for key in attempt.keys:
             self.now[key] += 1
-            self.most[key] = max(self.most[key], self.now[key])
+        # Where a limit was lowered others may still be on their way out, of which this is none.
+        self.count("begun", attempt.keys)
+
+    def count(self, when: str, keys: Iterable[tuple[str, str]]) -> None:
+        """Note what there is too much of."""
+        for key in keys:
+            kind, name = key
+            found, cap = self.now[key], self.allowed.get(kind)
+            if cap is not None and found > cap:
+                now = trio.current_time()
+                self.beyond.append(f"{found} of {kind} {name}, {when} at {now:.3f}, allowed {cap}")
 
     def over(self, attempt: Attempt) -> None:
         """A dial failed, or its connection is closed."""

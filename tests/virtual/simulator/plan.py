@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from hypermux.model.accounts import SourceId
 
@@ -24,6 +24,18 @@ class Step:
     word: str = ""
 
 
+@frozen
+class Caps:
+    """The limits that a configuration sets: connections at once, connects a second."""
+
+    connections: int = 100
+    account_connections: int | None = None
+    rate: float = 5.0
+    account_rate: float | None = None
+    endpoint_rate: float | None = None
+    burst: int = 5
+
+
 @define(eq=False)
 class Plan:
     """One seed's world. `hour` is its length in seconds."""
@@ -37,12 +49,9 @@ class Plan:
     segment_size: int = 1 << 20
     buffer: int = 64 << 20
     per_source: int = 8 << 20
-    max_connections: int = 100
-    account_connections: int | None = None
-    connect_rate: float = 5.0
-    account_rate: float | None = None
-    endpoint_rate: float | None = None
-    burst: int = 5
+    caps: Caps = Caps()
+    # What reloads make of them: step "limits" takes the next one up, by its number.
+    later: list[Caps] = field(factory=list)
     rotate_s: float | None = None
     # The world's own.
     disk_s: float = 0.0
@@ -54,7 +63,18 @@ class Plan:
     @classmethod
     def of(cls, seed: int, hour: float = 3600.0) -> Plan:
         """Return the plan of a seed."""
-        return _Planner(cls(seed, hour), random.Random(f"plan {seed}")).made()
+        plan = _Planner(cls(seed, hour), random.Random(f"plan {seed}")).made()
+        _reload(plan, random.Random(f"{seed}/reload"))
+        return plan
+
+    @property
+    def short(self) -> bool:
+        """Whether there are at times fewer slots than sources."""
+        return any(
+            caps.connections < len(self.sources)
+            or (caps.account_connections or len(self.sources)) < len(self.sources)
+            for caps in (self.caps, *self.later)
+        )
 
 
 def slowest_s(plan: Plan) -> float:
@@ -92,6 +112,34 @@ _ENDS = {"crash": 6, "call": 3, "stop": 3, "wall": 2, "slow": 2, "fault": 1}
 _REFUSALS = (401, 403, 404, 400, 500, 503, 302, "garbage", "eof", "mute", "wrong")
 _CODES = (1000, 1001, 1011, 1012, 1013, 1008, 3000, 4001)
 _CODE_WEIGHTS = (4, 4, 3, 4, 2, 1, 1, 1)
+
+
+def _reload(plan: Plan, rng: random.Random) -> None:
+    """Have one seed in four take up other limits while it runs, of which some leave sources out."""
+    if rng.random() >= 0.25:
+        return
+    count = len(plan.sources)
+    caps = plan.caps
+    at = rng.expovariate(1 / 600.0)
+    while at < plan.hour:
+        change = rng.choice(["slots", "slots", "account slots", "rates"])
+        if change == "slots":
+            caps = evolve(caps, connections=rng.choice([1, count - 1, count, count + 2, 100]))
+        elif change == "account slots":
+            caps = evolve(caps, account_connections=rng.choice([None, 1, 2, count]))
+        else:
+            caps = evolve(
+                caps,
+                rate=rng.choice([0.2, 1.0, 5.0, 20.0]),
+                account_rate=rng.choice([None, 0.2, 1.0]),
+                endpoint_rate=rng.choice([None, 0.5, 2.0]),
+            )
+        plan.later.append(caps)
+        plan.steps.append(Step(at, "limits", number=len(plan.later) - 1))
+        at += rng.choice(
+            [rng.uniform(0, 5), rng.expovariate(1 / 600.0), rng.expovariate(1 / 600.0)]
+        )
+    plan.steps.sort(key=lambda step: step.at)
 
 
 @define
@@ -133,12 +181,14 @@ class _Planner:
             plan.per_source = rng.choice([6000, 20_000])
             plan.buffer = plan.per_source * 2
         count = len(plan.sources)
-        plan.max_connections = rng.choice([count, count + 1, 100, 100])
-        plan.account_connections = rng.choice([None, None, count])
-        plan.connect_rate = rng.choice([0.2, 1.0, 5.0, 20.0])
-        plan.account_rate = rng.choice([None, 0.2, 1.0])
-        plan.endpoint_rate = rng.choice([None, 0.5, 2.0])
-        plan.burst = rng.choice([1, 2, 5])
+        plan.caps = Caps(
+            rng.choice([count, count + 1, 100, 100]),
+            rng.choice([None, None, count]),
+            rng.choice([0.2, 1.0, 5.0, 20.0]),
+            rng.choice([None, 0.2, 1.0]),
+            rng.choice([None, 0.5, 2.0]),
+            rng.choice([1, 2, 5]),
+        )
         plan.rotate_s = rng.choice([None, None, 300.0, 900.0])
         plan.disk_s = rng.choice([0.0, 0.0, 0.0, 0.004])
 

@@ -8,6 +8,7 @@ from attrs import define, field
 
 from hypermux.model.accounts import SourceId
 from simulator.network import Wire
+from simulator.plan import Caps
 
 
 @define(eq=False)
@@ -119,3 +120,5 @@ class Truth:
     refusals: list[Refusal] = field(factory=list)
     clock: ClockSamples = field(factory=ClockSamples)
     trace: list[str] = field(factory=list)
+    # The limits in force, and since when.
+    caps: list[tuple[float, Caps]] = field(factory=list)

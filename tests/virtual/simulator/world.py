@@ -42,7 +42,7 @@ from simulator.docker import DockerUpstream
 from simulator.hyper import HyperUpstream
 from simulator.messages import Maker
 from simulator.network import Network, WireDialer, label
-from simulator.plan import Plan, Step, slowest_s
+from simulator.plan import Caps, Plan, Step, slowest_s
 from simulator.timeline import Timeline, run_virtually
 from simulator.truth import Life, Truth
 from simulator.upstream import Upstream
@@ -54,6 +54,8 @@ STATE = Path("/virtual/state")
 MAX_MESSAGE = 16 * 1024
 # A supervisor's patience before it starts a service again that ended by a fault of the disk.
 RESTART_S = 1.0
+# A connection that gives its slot back says goodbye, and its server answers.
+PARTED_S = 15.0
 
 
 class Errors(logging.Handler):
@@ -90,6 +92,9 @@ class World:
     _shutdown: trio.Event | None = None
     _down_s: float = 0.0
     _fate: str = ""
+    # The limits that the configuration has now, and what tells the service to take them up.
+    _caps: Caps = field(init=False)
+    _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
         self._rng = random.Random(f"world {self.plan.seed}")
@@ -97,6 +102,7 @@ class World:
             self.timeline, delays=self.plan.delays.__getitem__, trace=self._trace
         )
         self._disk_s = self.plan.disk_s
+        self._caps = self.plan.caps
 
     def run(self) -> None:
         """Run to the end of the plan; deterministic in it."""
@@ -194,7 +200,8 @@ class World:
         self._service = None
         with trio.CancelScope() as self._scope:
             try:
-                service = Service(_settings(self.plan), self._seams())
+                service = Service(_settings(self.plan, self._caps), self._seams())
+                self._in_force(self._caps)
                 await service.run(
                     self._shutdown, readers=[partial(self._watch, life)], serve_socket=False
                 )
@@ -253,7 +260,28 @@ class World:
             reader_runner=_run_directly,
             new_epoch=lambda: f"{self._rng.getrandbits(32):08x}",
             boot=f"boot-{self._boot}",
+            read_settings=self._read_settings,
         )
+
+    async def _read_settings(self, path: Path) -> Settings:
+        await trio.lowlevel.checkpoint()
+        return _settings(self.plan, self._caps)
+
+    def _in_force(self, caps: Caps) -> None:
+        """Note which limits count from now on."""
+        self.truth.caps.append((trio.current_time(), caps))
+        self.network.allowed = {"all": caps.connections, "account": caps.account_connections}
+
+    async def _reload(self, service: Service) -> None:
+        """Have the service take up its configuration whenever that changes."""
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            caps = self._caps
+            status = await service.reload("the world")
+            if not status.accepted:
+                self.problems.append(f"reload: {status.problems}")
+            self._in_force(caps)
 
     async def _run_journal(self, function: Callable[..., T], *args: Any) -> T:
         """Stand in for the journal's thread: virtual time would jump while a real one works."""
@@ -268,14 +296,24 @@ class World:
         self._service = service
         life.started = trio.current_time()
         self._sample()
+        if not self.plan.later:
+            await self._see(life, service)
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._reload, service)
+                await self._see(life, service)
+                nursery.cancel_scope.cancel()
+        horizon = service.horizon
+        life.shown.append((trio.current_time(), horizon.position.seq))
+        self.epochs = service.journal.epochs
+
+    async def _see(self, life: Life, service: Service) -> None:
         horizon = service.horizon
         while not horizon.ended:
             seq = horizon.position.seq
             life.shown.append((trio.current_time(), seq))
             self._sample()
             await horizon.wait_beyond(seq)
-        life.shown.append((trio.current_time(), horizon.position.seq))
-        self.epochs = service.journal.epochs
 
     # What happens
 
@@ -298,6 +336,10 @@ class World:
             case "slow":
                 self._disk_s = step.number
                 self.timeline.after(min(step.seconds, 30.0), self._disk_as_usual)
+            case "limits":
+                self._caps = self.plan.later[int(step.number)]
+                self._changed.set()
+                self.timeline.after(PARTED_S, partial(self._parted, self._caps))
             case "fault":
                 operation = self._rng.choice(["sync", "write"])
                 if step.seconds < 0.5:
@@ -306,6 +348,11 @@ class World:
                     self.disk.refuse(operation, errno.ENOSPC)
                     self.disk.refuse("rewrite", errno.ENOSPC)
                     self.timeline.after(step.seconds, self.disk.take_again)
+
+    def _parted(self, caps: Caps) -> None:
+        """Whoever was to give a slot back has done so, unless much else goes on."""
+        if self._caps is caps and self._service is not None:
+            self.network.count("still there", tuple(self.network.now))
 
     def _disk_as_usual(self) -> None:
         self._disk_s = self.plan.disk_s
@@ -408,7 +455,7 @@ def _endpoint(plan: Plan, source: SourceId) -> Endpoint:
     return Endpoint.parse(f"wss://{source.region}.test:443/events/ws")
 
 
-def _settings(plan: Plan) -> Settings:
+def _settings(plan: Plan, caps: Caps) -> Settings:
     accounts: dict[str, list[Source]] = {}
     for source in plan.sources:
         key = _key(source.account)
@@ -431,11 +478,11 @@ def _settings(plan: Plan) -> Settings:
             for name, sources in accounts.items()
         ),
         limits=LimitSettings(
-            plan.max_connections,
-            plan.connect_rate,
-            plan.burst,
-            Cap(plan.account_connections, plan.account_rate),
-            Cap(None, plan.endpoint_rate),
+            caps.connections,
+            caps.rate,
+            caps.burst,
+            Cap(caps.account_connections, caps.account_rate),
+            Cap(None, caps.endpoint_rate),
         ),
         connection=ConnectionSettings(max_message_size=MAX_MESSAGE, rotate_after_s=plan.rotate_s),
         buffer=BufferSettings(plan.buffer, plan.per_source),
