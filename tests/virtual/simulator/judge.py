@@ -216,7 +216,9 @@ def lost(case: Case) -> Iterator[str]:
             if message in case.matched or message.skipped:
                 continue
             # A clock that was set back starts anew behind what the end of a life has lost.
-            moments = [message.sent, *(t for t in starts if t > message.sent)][:2]
+            later = [t for t in starts if t > message.sent]
+            # Left to the system, what more than one life had written may go with the power.
+            moments = [message.sent, *(later if case.world.plan.fsync == "never" else later[:1])]
             least = min(truth.clock.between(t)[0] for t in moments)
             _, most = truth.clock.between(message.reads[-1] if message.reads else message.due)
             if any(since <= most and until >= least for since, until in gaps):

@@ -52,10 +52,8 @@ def covered(case: Case, source: SourceId) -> list[tuple[int, int]]:
 def first_began(case: Case, source: SourceId) -> float:
     """Return when the life began that the source's first record is of."""
     found = case.by_source[source]
-    received = found[0].received if found else 0
-    clock = case.world.truth.clock
-    lives = case.world.truth.lives
-    return max((x.began for x in lives if clock.between(x.began)[0] <= received), default=0.0)
+    writer = case.life_of_line[found[0].seq] if found else 0
+    return case.world.truth.lives[writer - 1].began if writer else 0.0
 
 
 def died_unnoticed(case: Case, source: SourceId, at: float) -> bool:
@@ -127,7 +125,9 @@ def _of_source(case: Case, source: SourceId) -> Iterator[str]:
                 if not _may_be_missing(case, session):
                     yield f"outages: {source} came up at {session.opened}: no record of it"
             # Of a replacement whose predecessor ended early, the source staying connected.
-            gaps = [g for g in gaps if g.head["cause"] != "rotation" or g.ns("to") == line.received]
+            # (Where a life ended behind such a gap, the next one's goes on from there.)
+            ends = {line.received, *(gap.ns("from") for gap in gaps)}
+            gaps = [g for g in gaps if g.head["cause"] != "rotation" or g.ns("to") in ends]
             yield from _judge(case, source, before, line, gaps, missed)
             before, place, missed, gaps, down = sessions[found], found + 1, 0, [], None
     for session in sessions[place:]:
