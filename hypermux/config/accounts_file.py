@@ -7,12 +7,14 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field
 
 from hypermux.config import files, shape, tables
+from hypermux.config.http_table import HttpTable
 from hypermux.config.places import (
     MAX_SOCKET_PATH,
     candidates,
@@ -21,7 +23,7 @@ from hypermux.config.places import (
     find,
     fits_a_socket,
 )
-from hypermux.config.settings import Account, Settings, SocketSettings
+from hypermux.config.settings import Account, HttpSettings, Settings, SocketSettings
 from hypermux.config.shape import Fault, Wrong, key_path, nearest, show, unknown
 from hypermux.config.socket_table import SocketTable
 from hypermux.config.sources import Part, assemble, resolve, shared_secret
@@ -134,6 +136,7 @@ class _Reading:
         sections = {name: self._section(name, document) for name in tables.SECTIONS}
         state_dir = self._state_dir(document)
         socket = self._socket(sections.pop("socket"), state_dir)
+        sections["http"] = self._http(sections["http"])
         self._check_sections(sections)
         self._warn_of_copies(accounts)
         if not any(account.enabled for account in accounts):
@@ -321,6 +324,14 @@ class _Reading:
             self._note(self.main, ("socket", "mode"), fault)
         self.warnings += [f"{self.main}: {warning}" for warning in table.warnings()]
         return table.settings(path)
+
+    def _http(self, table: HttpTable) -> HttpSettings:
+        found, faults = table.settings(partial(resolve, self.main))
+        for key, message in faults:
+            self._note(self.main, ("http", key), message)
+        if found.token is not None:
+            self._secrets.add(found.token.reveal())
+        return found
 
     # Problems
 

@@ -40,6 +40,8 @@ _AT_ONCE = (
     "socket.allow_gids",
     "socket.max_subscribers",
     "socket.stall_timeout_s",
+    "http.token",
+    "http.ready_when",
 )
 # Not settings: the accounts are compared one by one, the others are about the file.
 _APART = frozenset({"file", "accounts", "warnings"})
@@ -47,6 +49,7 @@ _APART = frozenset({"file", "accounts", "warnings"})
 _KEYS = {
     "journal.segment_size": "journal.segment.size",
     "journal.segment_age_s": "journal.segment.age",
+    "http.token": "http.token_file",
 }
 _SIZES = frozenset({"size", "per_source", "segment_size", "max_message_size", "keep_free"})
 # A list of hundreds of sources tells a person no more than its beginning and its length.

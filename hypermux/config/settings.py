@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypermux.model.accounts import (
     Endpoint,
     Limits,
     RegionSigning,
+    Secret,
     SourceId,
     Tls,
     Upstream,
@@ -165,6 +167,30 @@ class SocketSettings:
 
 
 @frozen
+class HttpSettings:
+    """`[http]`: HTTP over TCP (`listen` None: not at all), and when `/readyz` says yes."""
+
+    listen: str | None = None
+    token: Secret | None = field(default=None, repr=False)
+    ready_when: str = "all"
+
+    @property
+    def host(self) -> str:
+        """The address of `listen`, without brackets."""
+        return (self.listen or "").rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port of `listen`."""
+        return int((self.listen or "0").rpartition(":")[2])
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this computer reaches it."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+@frozen
 class LogSettings:
     """`[log]`."""
 
@@ -186,6 +212,7 @@ class Settings:
     buffer: BufferSettings = BufferSettings()
     journal: JournalSettings = JournalSettings()
     log: LogSettings = LogSettings()
+    http: HttpSettings = HttpSettings()
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from attrs import Factory, evolve, fields, frozen
 
-from hypermux.config import socket_table
+from hypermux.config import http_table, socket_table
 from hypermux.config.credentials import access_key_fault, secret_key_fault
 from hypermux.config.settings import (
     MIB,
@@ -350,12 +350,13 @@ buffer = table(
     per_source=Key("per_source", size("4KiB", "1TiB")),
 )
 socket = socket_table.socket
+http = http_table.http
 log = table(
     LogSettings,
     level=Key("level", choice("debug", "info", "warning", "error")),
     format=Key("format", choice("auto", "human", "json")),
 )
 
-SECTIONS = ("limits", "connection", "merge", "buffer", "journal", "socket", "log")
+SECTIONS = ("limits", "connection", "merge", "buffer", "journal", "socket", "http", "log")
 ROOT_KEYS = ("include", "state_dir", "defaults", "accounts", *SECTIONS)
 ACCOUNT_KEYS = frozenset(attribute.name for attribute in fields(AccountTable))

@@ -20,6 +20,7 @@ from attrs import define, field
 from hypermux.core.http import (
     MAX_BODY,
     MAX_HEAD,
+    REQUEST_S,
     Ended,
     Exchange,
     Heard,
@@ -46,16 +47,22 @@ class HttpServer:
 
     routes: Routes
     stall_timeout_s: float
+    # Says why a request is not even looked at.
+    refusal: Callable[[HttpRequest], Reply | None] = lambda _: None
     _ending: bool = False
     # Connections that wait for a request.
     _resting: set[trio.CancelScope] = field(factory=set)
 
-    async def serve(self, peer: Peer, data: bytes) -> None:
-        """Serve a connection that began with `data`. Raises PeerGone and PeerStalled."""
+    async def serve(self, peer: Peer, data: bytes | None) -> None:
+        """Serve a connection that began with `data`, None when nothing came yet.
+
+        Raises PeerGone and PeerStalled.
+        """
         now = trio.current_time()
-        who = peer.credentials()
-        exchange = Exchange(str(who), now, who.ours)
-        exchange.receive(data, now)
+        who, ours = peer.caller()
+        exchange = Exchange(who, now + REQUEST_S, ours)
+        if data is not None:
+            exchange.receive(data, now)
         more = True
         while more:
             heard = await self._next(peer, exchange)
@@ -101,6 +108,8 @@ class HttpServer:
         return heard
 
     async def _answer(self, request: HttpRequest) -> Reply | Streamed:
+        if (refusal := self.refusal(request)) is not None:
+            return refusal
         found = route(request, self.routes)
         if isinstance(found.answer, Reply):
             return found.answer

@@ -62,6 +62,13 @@ class Peer:
     """A connected, non-blocking unix socket."""
 
     sock: socket.socket
+    # What of epoll's events says that it listens no more, beside a hang-up.
+    _leaving = 0
+
+    def caller(self) -> tuple[str, bool]:
+        """Return who it is, for a person to read, and whether it is the service's own user."""
+        who = self.credentials()
+        return str(who), who.ours
 
     def credentials(self) -> Credentials:
         """Return who the peer's process was when it connected."""
@@ -140,8 +147,9 @@ class Peer:
     def gone(self) -> bool:
         """Tell whether the peer has closed both directions: after a half-close only this shows."""
         poll = select.poll()
-        poll.register(self.sock, 0)
-        return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+        poll.register(self.sock, self._leaving)
+        told = select.POLLHUP | select.POLLERR | self._leaving
+        return any(event & told for _, event in poll.poll(0))
 
     async def wait_gone(self) -> None:
         """Return when the peer listens no more: it has closed both directions.
@@ -150,7 +158,7 @@ class Peer:
         object that asks for nothing is told hang-ups alone, and can itself be waited for.
         """
         with contextlib.suppress(OSError), select.epoll() as hang_ups:
-            hang_ups.register(self.sock, 0)
+            hang_ups.register(self.sock, self._leaving)
             await trio.lowlevel.wait_readable(hang_ups.fileno())
             return
         while not self.gone():  # noqa: ASYNC110 - nothing is left to be told by
@@ -160,3 +168,19 @@ class Peer:
         """Close the socket, waking whoever waits on it."""
         trio.lowlevel.notify_closing(self.sock)
         self.sock.close()
+
+
+@define(eq=False)
+class TcpPeer(Peer):
+    """A connected TCP socket. Who is there the kernel does not tell.
+
+    One that has closed its sending half has gone, as with most servers: TCP does not tell that from
+    a whole close before something is sent, and a stream may have nothing to send for hours.
+    """
+
+    address: str
+    _leaving = select.EPOLLRDHUP
+
+    def caller(self) -> tuple[str, bool]:
+        """Return where it connects from; nobody over TCP is the service's own user."""
+        return self.address, False

@@ -194,6 +194,10 @@ class Subscribers:
         """Count a subscriber as gone."""
         self._active -= 1
 
+    def stalled(self) -> None:
+        """Count a reader that was closed because it read nothing."""
+        self._stalled += 1
+
     def _turn_away(self, peer: Peer, refusal: Refusal) -> None:
         self._refused += 1
         peer.send_now(refusal.line)
@@ -203,7 +207,7 @@ class Subscribers:
         try:
             await subscriber.run()
         except PeerStalled:
-            self._stalled += 1
+            self.stalled()
             log.warning(
                 "closed a subscriber, %s, that read nothing for %g s",
                 subscriber.peer.credentials(),

@@ -38,6 +38,7 @@ from hypermux.downstream.sequencer import Sequencer
 from hypermux.downstream.streaming import Published
 from hypermux.downstream.subscribers import Subscribers
 from hypermux.downstream.upkeep import compress_closed, keep_indexes
+from hypermux.downstream.web import WebListener
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import Undelivered
 from hypermux.model.records import Cursor, Gap, Item, StateChange
@@ -82,6 +83,7 @@ class Service:
     supervisor: Supervisor = field(init=False)
     sequencer: Sequencer = field(init=False)
     subscribers: Subscribers = field(init=False)
+    web: WebListener | None = field(init=False, default=None)
     reloading: Reloading = field(init=False)
     counting: CountingObserver = field(init=False)
     commits: Histogram = field(factory=Histogram)
@@ -132,7 +134,7 @@ class Service:
         """Run until `shutdown` is set, then drain.
 
         Started when the journal is open and the socket accepts. Raises DamagedData, DiskFault,
-        Unreachable (the state directory or socket is in use) and Undelivered.
+        Unreachable (the state directory, socket or port is in use) and Undelivered.
         """
         seams = self.seams
         self.journal = await seams.journal_runner(
@@ -153,6 +155,8 @@ class Service:
             async with trio.open_nursery() as nursery:
                 if serve_socket:
                     await nursery.start(self.subscribers.run, self.passed)
+                    if self.web is not None:
+                        await nursery.start(self.web.run)
                 for reader in readers:
                     nursery.start_soon(reader, self)
                 upkeep = trio.CancelScope()
@@ -263,13 +267,21 @@ class Service:
         )
         self.subscribers = Subscribers(settings.socket, self.published)
         self.subscribers.http.routes = self._routes()
+        if settings.http.listen is not None:
+            self.web = WebListener(
+                settings.http,
+                settings.socket,
+                self.horizon,
+                self._routes(read_only=True),
+                self.subscribers.stalled,
+            )
 
-    def _routes(self) -> Routes:
-        """Return what HTTP on the socket can ask for."""
+    def _routes(self, *, read_only: bool = False) -> Routes:
+        """Return what HTTP can ask for, on the socket and (`read_only`) over TCP."""
         engine = Engine(
             self.published, self.subscribers, self.seams.clock.now_ns, self.sequencer.settle
         )
-        return own_table(self), engine.table
+        return own_table(self, read_only=read_only), engine.table
 
     @property
     def disk_fault(self) -> str | None:
@@ -326,6 +338,8 @@ class Service:
         if isinstance(self.seams.dialer, SocketDialer):
             self.seams.dialer.dial_timeout_s = changes.settings.connection.dial_timeout_s
         self.subscribers.change(changes.settings.socket)
+        if self.web is not None:
+            self.web.change(changes.settings.http, changes.settings.socket)
         self.on_settings(changes.settings)
         self.sequencer.tell(StateChange("config", f"reload by {who}: {changes.text}"))
 

@@ -33,11 +33,10 @@ if TYPE_CHECKING:
 # Sources whose state is gathered between two awaits: some 5 ms of work, so that ten thousand of
 # them hold up no ping. Their thirty samples each take longer.
 _STATES_AT_ONCE, _SAMPLED_AT_ONCE = 200, 40
-READY_WHEN = "all"
 
 
-def own_table(service: Service) -> Table[Handler]:
-    """Return the routes of a running service."""
+def own_table(service: Service, *, read_only: bool = False) -> Table[Handler]:
+    """Return the routes of a running service; `read_only`: those that change nothing."""
 
     async def gather(each: Callable[[SourceStatus], None], at_once: int = _STATES_AT_ONCE) -> None:
         states = source_states(service.supervisor, service.sequencer)
@@ -79,7 +78,7 @@ def own_table(service: Service) -> Table[Handler]:
     async def ready(_: HttpRequest) -> Reply:
         sources: list[SourceStatus] = []
         await gather(sources.append)
-        return readyz(sources, READY_WHEN, service.disk_fault)
+        return readyz(sources, service.reloading.settings.http.ready_when, service.disk_fault)
 
     async def reload(request: HttpRequest) -> Reply:
         if not request.ours:
@@ -92,13 +91,13 @@ def own_table(service: Service) -> Table[Handler]:
     records = Records(
         service.published, subscribers.subscribe, subscribers.leave, service.seams.clock.now_ns
     )
-    return Table(
-        {
-            "/records": {"GET": records},
-            "/status": {"GET": status},
-            "/metrics": {"GET": metrics},
-            "/livez": {"GET": live},
-            "/readyz": {"GET": ready},
-            "/reload": {"POST": reload},
-        }
-    )
+    routes: dict[str, dict[str, Handler]] = {
+        "/records": {"GET": records},
+        "/status": {"GET": status},
+        "/metrics": {"GET": metrics},
+        "/livez": {"GET": live},
+        "/readyz": {"GET": ready},
+    }
+    if not read_only:
+        routes["/reload"] = {"POST": reload}
+    return Table(routes)

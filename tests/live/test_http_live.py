@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,8 @@ def until(condition: Callable[[], Any], what: str) -> None:
 
 def test_the_stream_metrics_and_health(tmp_path: Any) -> None:
     with emulator(tmp_path, "--accounts", "2", "--regions", "us,eu", "--rate", "50") as emulated:
-        where = place(tmp_path, emulated.accounts, FAST)
+        port = free_port()
+        where = place(tmp_path, emulated.accounts, f'{FAST}\n[http]\nlisten = "127.0.0.1:{port}"\n')
         with service(where) as child:
             code = ("-o", "/dev/null", "-w", "%{http_code}")
             until(lambda: curl(where, *code, "http://x/readyz") == "200", "all connected")
@@ -66,6 +68,16 @@ def test_the_stream_metrics_and_health(tmp_path: Any) -> None:
                         f"Last-Event-ID: {place_id}", three)  # fmt: skip
             assert more.startswith(f"id: {place_id}\nevent: subscribed\n")
 
+            there = f"http://localhost:{port}"
+            over_tcp = subprocess.run(
+                ["curl", "-sS", "--max-time", "20", *code, f"{there}/readyz",
+                 "--next", "-sS", *code, "-X", "POST", f"{there}/reload",
+                 "--next", "-sS", *code, "-H", "Host: evil.example.com", f"{there}/metrics",
+                 "--next", "-sS", *code, f"{there}/v1.43/_ping"],
+                capture_output=True, text=True, timeout=30, check=True,
+            )  # fmt: skip
+            assert over_tcp.stdout == "200404421200"
+
             run("reload", "--socket", where.socket)
             emulated.stop()
             until(lambda: total(where, "reconnects_total") >= 4, "connections lost")
@@ -84,3 +96,17 @@ def test_the_stream_metrics_and_health(tmp_path: Any) -> None:
             assert len(json.loads(curl(where, "http://x/readyz"))["missing"]) == 4
             assert curl(where, *code, "http://x/livez") == "200"
             assert end(child) == 0
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", port))
+            other.listen()
+            taken = run("run", "-c", where.config)
+            assert taken.returncode == 69
+            assert f"something else listens at 127.0.0.1:{port}" in taken.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port

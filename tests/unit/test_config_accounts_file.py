@@ -507,7 +507,7 @@ def test_one_line_wrong_in_a_docker_account(tmp_path: Path, line: str, problem: 
         ("[journal]\nkeep_free = 1", "journal.keep_free: has no unit"),
         ("[journal]\nfsync = 'always'", 'journal.fsync: is none of "commit"'),
         ("[journal]\nfsync = true", 'journal.fsync: has no unit: write "1s"'),
-        ("[http]\n", "http: is not a known table or key"),
+        ("[htp]\n", "htp: is not a known table or key"),
         ("[socket]\nallow_users = []", "socket.allow_users: is not a known key"),
         ("[socket]\nallow_uids = ['no-such-user']", "socket.allow_uids[0]: is not a user"),
         ("[socket]\nallow_uids = ['0']", "socket.allow_uids[0]: is not a user of this system: wr"),
