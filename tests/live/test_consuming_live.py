@@ -36,7 +36,7 @@ from hypermux.model.records import Checkpoint, Cursor, Gap, StateChange
 pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 # A hundred take a minute and a half: HYPERMUX_TAIL_KILLS=100.
-KILLS = int(os.environ.get("HYPERMUX_TAIL_KILLS", "8"))
+KILLS = int(os.environ.get("HYPERMUX_TAIL_KILLS", "6"))
 
 
 @pytest.fixture
