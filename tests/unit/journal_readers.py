@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hypermux.config.settings import JournalSettings, RetainSettings
+from hypermux.core import compression
 from hypermux.core import index as index_module
 from hypermux.core.recording import Encoder, parse_line
 from hypermux.core.request import Request
@@ -41,6 +42,7 @@ from hypermux.downstream.journal import Journal
 from hypermux.downstream.memory import MemoryStorage, _MemoryHandle
 from hypermux.downstream.reading import JournalReader, resolve_cursor
 from hypermux.downstream.storage import Slice
+from hypermux.downstream.stored import compress, is_plain
 from hypermux.downstream.streaming import Published, Stream
 from hypermux.downstream.stretches import Stretch
 from hypermux.model.accounts import SourceId
@@ -94,6 +96,7 @@ SMALL = (
     (stretches, "MOST", 3000),
     (stretches, "_TAIL", 64),
     (index_module, "BLOCK", 400),
+    (compression, "FRAME", 700),
     (trio.lowlevel, "checkpoint", passed_by),
 )
 
@@ -269,6 +272,15 @@ class JournalReaders(RuleBasedStateMachine):
     def tend(self) -> None:
         self.disk._plan.clear()
         self.journal.tend(self.now_ns())
+
+    @rule()
+    def compress(self) -> None:
+        self.disk._plan.clear()
+        closed = first_seqs(self.disk.names(HERE))
+        for segment, end_seq in itertools.pairwise(closed):
+            if is_plain(self.disk, HERE, segment) and segment % 2:
+                compress(self.disk, HERE, segment, end_seq, lambda: None)
+                self.met["a compressed segment"] += 1
 
     @rule(rng=st.randoms(use_true_random=False), lose=st.booleans())
     def lose_or_make_indexes(self, rng: Any, lose: bool) -> None:
