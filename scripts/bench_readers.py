@@ -1,7 +1,8 @@
 """What readers cost: catching up by the kernel and by hand, and what stuck readers cost a good one.
 
 Rounds alternate between the two ways, so that a noisy machine disturbs both alike; medians and
-their ratio are printed. Absolute figures swing with the machine: trust the ratios.
+their ratio are printed. Absolute figures swing with the machine: trust the ratios. On a busy one
+the last percent is the other processes' doing: `chrt -r 5 scripts/bench readers` keeps them out.
 """
 
 from __future__ import annotations
