@@ -146,7 +146,8 @@ def _sentences(settings: Settings, plan: Forecast) -> list[str]:
         "",
         f"limits: {_cap(whole)}, burst {limits.connect_burst}; "
         f"each account {_cap(limits.per_account)}; each endpoint {_cap(limits.per_endpoint)}",
-        f"journal in {settings.state_dir / 'journal'}; socket {settings.socket.path}",
+        f"journal in {settings.state_dir / 'journal'}; socket {settings.socket.path}"
+        + (f"; HTTP at {settings.http.listen}" if settings.http.listen else ""),
     ]
     lines += [
         f"account {account.name}: {_cap(account.cap)}"

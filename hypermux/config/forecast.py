@@ -126,5 +126,8 @@ def _open_files(settings: Settings, sources: Sequence[Source]) -> int:
     each = [_FILES_PER_SSH if s.endpoint.scheme == "ssh" else 1 for s in sources]
     most = settings.limits.max_connections
     connections = sum(sorted(2 * each, reverse=True)[:most])
-    subscribers = _FILES_PER_SUBSCRIBER * settings.socket.max_subscribers
+    readers = settings.socket.max_subscribers
+    subscribers = _FILES_PER_SUBSCRIBER * readers
+    if settings.http.listen is not None:  # as many connections again, but no more that read
+        subscribers += readers
     return connections + subscribers + _FILES_OF_OUR_OWN

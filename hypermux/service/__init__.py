@@ -286,7 +286,14 @@ class Service:
     @property
     def disk_fault(self) -> str | None:
         """What the disk refuses while records are held for it, None when all is well."""
-        return getattr(self.journal, "fault", None)
+        refusal = self.sequencer.disk.refusal()
+        return None if refusal is None else refusal.reason
+
+    @property
+    def round_age_s(self) -> float:
+        """How long ago the sequencer made its last round, or began to work."""
+        last_ns = max(self.sequencer.inbox.last_round_ns, self._started_ns)
+        return (self.seams.clock.now_ns() - last_ns) / 1e9
 
     def whole(self, status: Status) -> Whole:
         """Return what metrics say of no source, beside `status`."""
@@ -298,7 +305,6 @@ class Service:
             oldest_ns=journal.oldest_ns,
             now_ns=self.seams.clock.now_ns(),
             fsync=fsync if isinstance(fsync, str) else format_duration(fsync),
-            disk_fault=self.disk_fault is not None,
             lags=[self.horizon.position.seq - stream.seq for stream in self.published.streams],
             reloads=self.reloading.counts,
         )

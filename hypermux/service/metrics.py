@@ -56,7 +56,6 @@ class Whole:
     oldest_ns: int | None
     now_ns: int
     fsync: str
-    disk_fault: bool
     lags: Sequence[int]
     reloads: Counter[bool]
 
@@ -170,7 +169,7 @@ def of_the_whole(whole: Whole) -> Iterator[Metric]:
         states.add_metric((state,), status.states.get(state, 0))
     yield states
     limits, buffer, readers = status.limits, status.buffer, status.subscribers
-    reload = status.last_reload
+    reload, refusal = status.last_reload, status.journal.refusal
     gauges: dict[str, tuple[str, float | None]] = {
         "start_timestamp_seconds": ("When the service began.", _seconds(status.started)),
         "connection_slots_taken": (
@@ -196,7 +195,11 @@ def of_the_whole(whole: Whole) -> Iterator[Metric]:
         ),
         "journal_disk_fault": (
             "Whether the disk refuses, and records are held in memory.",
-            float(whole.disk_fault),
+            float(refusal is not None),
+        ),
+        "journal_waiting_records": (
+            "Records that are numbered and wait for a disk that refuses.",
+            0 if refusal is None else refusal.waiting_records,
         ),
         "subscribers": ("Readers at this moment.", readers.active),
         "subscriber_lag_records": (

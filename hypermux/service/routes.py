@@ -72,8 +72,7 @@ def own_table(service: Service, *, read_only: bool = False) -> Table[Handler]:
         return Reply(200, body, content_type)
 
     async def live(_: HttpRequest) -> Reply:
-        age_ns = service.seams.clock.now_ns() - service.sequencer.inbox.last_round_ns
-        return livez(age_ns / 1e9, service.disk_fault)
+        return livez(service.round_age_s, service.disk_fault)
 
     async def ready(_: HttpRequest) -> Reply:
         sources: list[SourceStatus] = []

@@ -130,12 +130,16 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         where.config.write_text(where.config.read_text().replace(str(where.state), f"{disk}/state"))
         where.state, ballast = disk / "state", disk / "ballast"
 
-        def refusal() -> dict[str, Any]:
+        def ask(path: str) -> tuple[int, bytes]:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(where.socket))
-                connection.sendall(b"GET /status HTTP/1.0\r\n\r\n")
+                connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
                 answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-            return json.loads(answer.partition(b"\r\n\r\n")[2])["journal"]["refusal"] or {}
+            head, _, body = answer.partition(b"\r\n\r\n")
+            return int(head.split()[1]), body
+
+        def refusal() -> dict[str, Any]:
+            return json.loads(ask("/status")[1])["journal"]["refusal"] or {}
 
         witness = Witness(where)
         with service(where) as child:
@@ -145,6 +149,12 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
             wait_until(lambda: refusal().get("lost_events"), "a buffer that is full")
             line = r"the disk has refused for .*: the disk is full; \d+ events are held.*, \d+ more"
             assert re.search(line, run("status", "--socket", where.socket).stdout)
+            # A restart would lose what is held: live, and not ready.
+            for path, code in (("/livez", 200), ("/readyz", 503)):
+                answered, body = ask(path)
+                assert answered == code
+                assert "the disk is full" in json.loads(body)["disk"]
+            assert b"\nhypermux_journal_disk_fault 1.0\n" in ask("/metrics")[1]
             ballast.unlink()
             (told,) = wait_until(lambda: states(where, "disk"), "the record of the refusal")
             counted = re.search(

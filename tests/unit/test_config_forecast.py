@@ -39,6 +39,8 @@ def test_who_stays_without_a_slot(tmp_path: Path) -> None:
     assert (of_process.name, of_process.sources, of_process.engines) == ("the process", 5, 3)
     assert [f.name for f in capped.full] == ["account a0", "account a1"]
     assert full.open_files == 3 + 2000 + 64
+    over_tcp = plan(tmp_path, 5, "max_connections = 3\n[http]\nlisten = '127.0.0.1:8787'")
+    assert over_tcp.open_files == full.open_files + 1000
     assert plan(tmp_path, 3, "max_connections = 4").full == ()
 
 

@@ -98,7 +98,6 @@ def families(*sources: SourceStatus) -> Iterator[Metric]:
         oldest_ns=0,
         now_ns=10**9,
         fsync="commit",
-        disk_fault=False,
         lags=[3, 9],
         reloads=Counter({True: 1}),
     )
