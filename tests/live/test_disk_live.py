@@ -54,6 +54,11 @@ def settled(where: Place, witness: Witness, emulated: Emulator) -> None:
     assert witness.shown == lines
     checked = verify(where, emulated)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+    # And by hypermux's own look at the files.
+    checked = run("journal", "verify", "-c", where.config)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    shown = run("journal", "cat", "-c", where.config)
+    assert shown.stdout.encode() == b"".join(lines), shown.stderr
 
 
 @pytest.mark.parametrize(
