@@ -78,7 +78,21 @@ def test_the_stream_metrics_and_health(tmp_path: Any) -> None:
             )  # fmt: skip
             assert over_tcp.stdout == "200404421200"
 
-            run("reload", "--socket", where.socket)
+            token = tmp_path / "token"
+            token.touch(0o600)
+            token.write_text("correct-horse-battery")
+            text = where.config.read_text()
+            more = '[http]\nready_when = "any"\ntoken_file = "token"'
+            where.config.write_text(text.replace("[http]", more))
+            assert run("reload", "--socket", where.socket).returncode == 0
+            assert json.loads(curl(where, "http://x/readyz"))["ready_when"] == "any"
+            bearer = f"Authorization: Bearer {token.read_text()}"
+            asked = subprocess.run(
+                ["curl", "-sS", "--max-time", "20", *code, f"{there}/status",
+                 "--next", "-sS", *code, "-H", bearer, f"{there}/status"],
+                capture_output=True, text=True, timeout=30, check=True,
+            )  # fmt: skip
+            assert asked.stdout == "401200"
             emulated.stop()
             until(lambda: total(where, "reconnects_total") >= 4, "connections lost")
             after = counters(where)
