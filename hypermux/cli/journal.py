@@ -236,6 +236,9 @@ def _find(directory: Path | None, config: Path | None) -> tuple[Path, Path | Non
     try:
         settings = accounts_file.load(path)
     except ConfigurationFault as error:
+        # Who looks at a journal need not be able to read the service's secrets.
+        if (state := accounts_file.state_dir(path)) is not None:
+            return state / _JOURNAL, accounts_file.socket_path(path)
         raise UsageFault(
             f"{error}\nname the journal's directory with --dir, whatever is wrong there"
         ) from None

@@ -39,6 +39,7 @@ __all__ = [
     "name_fault",
     "nearest",
     "socket_path",
+    "state_dir",
 ]
 
 # Ten thousand accounts fit in a tenth of it; a larger file is the wrong file.
@@ -94,6 +95,11 @@ def socket_path(path: Path) -> Path | None:
     None when it does not tell: it does not read, or that very part of it is wrong.
     """
     return _Reading(Path(os.path.abspath(path)), {}).socket_path()
+
+
+def state_dir(path: Path) -> Path | None:
+    """Return the state directory that an accounts file names, likewise."""
+    return _Reading(Path(os.path.abspath(path)), {}).state_dir()
 
 
 def included(path: Path, candidate: Path) -> bool:
@@ -156,6 +162,16 @@ class _Reading:
             return None
         decisive = ("socket", "socket.path", "state_dir")
         return None if any(problem.key in decisive for problem in self.problems) else path
+
+    def state_dir(self) -> Path | None:
+        document = self.document(self.main)
+        if document is None:
+            return None
+        try:
+            path = self._state_dir(document)
+        except ConfigurationFault:
+            return None
+        return None if any(problem.key == "state_dir" for problem in self.problems) else path
 
     # Files
 

@@ -2,10 +2,12 @@
 
     journal.toml                  format, the epochs and where each began
     <20-digit first seq>.ndjson   a segment; never renamed or truncated by rotation
+    <20-digit first seq>.ndjson.zst   the same, closed and compressed; see `downstream.stored`
     <20-digit first seq>.sources  the coverage before its first record
     <20-digit first seq>.index    where its records are, and when; see `core.index`
     current.ndjson                a link to the newest segment
     <seq>.<epoch>.torn            what a recovery cut off
+    <seq>.<epoch>.damaged         what a repair took out; see `downstream.repair`
     journal.lock                  held by the one writer
 
 `.sources` is on disk before its segment's first record, and a segment is synced whole, whatever

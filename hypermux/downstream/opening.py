@@ -9,6 +9,13 @@ is simply made again.
 The last segment is read in blocks. Behind a mark (the `.index` of a segment that is written to) it
 is read as lines; before it only its checksum is looked at, which is twenty times as fast and finds
 any damage as surely. What is not known to be synced is written again: see `Storage.rewrite`.
+
+A copy of the directory is a journal, too: one made with `cp -a` or `rsync` while the service ran,
+or a backup put back, on this machine or another. The lock is the system's, not the file's, so one
+that came along is free. A last line that was being written is cut off, and a segment copied before
+its mark is short, not damaged; both begin an epoch. Readers that have seen more than the copy holds
+are told so, by their cursor. A segment that ended just then may lack its end in the copy: `hypermux
+journal verify` says so, and copying once more brings it.
 """
 
 from __future__ import annotations

@@ -56,3 +56,11 @@ def test_a_file_that_does_not_name_it(config: Path, text: str) -> None:
     assert find_socket(None) == accounts_file.default_socket_path()
     with pytest.raises(ConfigurationFault):
         find_socket(config)
+
+
+def test_it_names_the_state_directory_too(config: Path) -> None:
+    """Or `hypermux journal` could not look at a journal whose service's keys it may not read."""
+    config.write_text('state_dir = "mine"\n' + BROKEN)
+    assert accounts_file.state_dir(config) == config.with_name("mine")
+    config.write_text("state_dir = 7\n" + BROKEN)
+    assert accounts_file.state_dir(config) is None
