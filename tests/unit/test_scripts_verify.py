@@ -195,7 +195,7 @@ def test_shares_no_code_with_hypermux() -> None:
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").partition(".")[0])
-    # What unpacks compressed segments is a library of others, and only asked for where there are any.
+    # What unpacks compressed segments is asked for only where there are any.
     assert imported - {"zstandard"} <= sys.stdlib_module_names
 
 
