@@ -74,7 +74,8 @@ class Inspector:
 
     `end_seq` is the next segment's first seq, None for the last one; `durable` is what is known to
     be synced of that. `take` gets each good record with the byte where it begins. `between` is
-    called instead with damage, when the good record behind it is there.
+    called instead with damage, when the good record behind it is there. `came_ns` is when the last
+    good record so far came: at first that of the segment before.
     """
 
     first_seq: int
@@ -82,13 +83,13 @@ class Inspector:
     durable: int
     take: Callable[[Parsed, int], None]
     between: Callable[[Damage], None] = lambda _: None
+    came_ns: int | None = None
     _due: int = field(init=False)
     _line: int = field(init=False, default=0)
     _offset: int = field(init=False, default=0)
     _good_end: int = field(init=False, default=0)
     _bad: tuple[int, int, str] | None = field(init=False, default=None)
     _damages: list[Damage] = field(init=False, factory=list)
-    _last_ns: int | None = field(init=False, default=None)
     _lines: Lines = field(init=False, factory=lambda: Lines())
 
     def __attrs_post_init__(self) -> None:
@@ -119,13 +120,13 @@ class Inspector:
                 words = f"the file ends before record {self.end_seq - 1}"
                 line, offset, why = bad or (self._line + 1, self._offset, words)
                 lost = (due, self.end_seq - 1)
-                self._close(Damage(line, offset, self._offset, *lost, why, self._last_ns))
+                self._close(Damage(line, offset, self._offset, *lost, why, self.came_ns))
         elif bad is not None or due <= self.durable:
             words = f"records up to {self.durable} had been synced, and the file ends before"
             line, offset, why = bad or (self._line + 1, self._offset, words)
             if due <= self.durable:
                 lost = (due, self.durable)
-                self._close(Damage(line, offset, self._offset, *lost, why, self._last_ns))
+                self._close(Damage(line, offset, self._offset, *lost, why, self.came_ns))
             else:
                 tail, reason = offset, why
         return self._verdict(tail, reason)
@@ -173,13 +174,13 @@ class Inspector:
                 self._due,
                 parsed.seq - 1,
                 why,
-                self._last_ns,
+                self.came_ns,
                 parsed.received_ns,
             )
             self._close(damage)
         self.take(parsed, offset)
         self._due = parsed.seq + 1
-        self._last_ns = parsed.received_ns
+        self.came_ns = parsed.received_ns
         self._offset += len(line)
         self._good_end = self._offset
 

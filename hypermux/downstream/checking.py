@@ -85,6 +85,7 @@ class Check:
     report: Report = field(factory=Report)
     # What the records so far come to, None while not all of it is known.
     _coverage: Coverage | None = field(init=False, default=None)
+    _came_ns: int | None = field(init=False, default=None)
 
     def run(self) -> Report:
         """Look at everything. Raises DiskFault."""
@@ -151,7 +152,7 @@ class Check:
 
         last = end_seq is None
         durable = first_seq - 1 if index is None or not last else index.last_seq
-        inspector = Inspector(first_seq, end_seq, durable, take)
+        inspector = Inspector(first_seq, end_seq, durable, take, came_ns=self._came_ns)
         left_out: list[str] = []
         with translated(self._directory / segment_name(first_seq), "read"):
             name = segment_path(self._storage, self._directory, first_seq).name
@@ -169,6 +170,7 @@ class Check:
                     if inspector.done or size == limit:
                         break
         found = inspector.finish()
+        self._came_ns = inspector.came_ns
         if left_out:
             self._spoilt(name, left_out, found)
             found = evolve(found, damages=_because(found.damages, left_out))

@@ -201,7 +201,10 @@ class Repair:
             lines.clear()
             size = 0
 
+        known = {damage.first_seq: damage for damage in found.damages}
+
         def fill(damage: Damage) -> None:
+            damage = known.get(damage.first_seq, damage)
             if damage.to_ns is None and segment.end_seq is not None:
                 damage = evolve(damage, to_ns=self._came_ns(segment.end_seq))
             for seq in range(damage.first_seq, damage.last_seq + 1):

@@ -11,6 +11,7 @@ import pytest
 from attrs import define
 from journals import SOURCES, flip, made, open_journal, segments, write
 
+from hypermux.core.recording import parse_rfc3339
 from hypermux.core.request import Request
 from hypermux.downstream.checking import DAMAGE, Check, Report
 from hypermux.downstream.manifest import MANIFEST
@@ -110,6 +111,7 @@ def test_lost_records_are_told_in_their_place(tmp_path: Path) -> None:
         if seq in expected_lost:
             assert (told["kind"], told["cause"], told["lost"]) == ("gap", DAMAGE, 1)
             assert told["certainty"] == "proven"
+            assert parse_rfc3339(told["from"]) < seq * 10**9 < parse_rfc3339(told["to"])
         else:
             assert after[seq - 1] == line
     told = json.loads(after[100])
