@@ -126,7 +126,7 @@ def _of_source(case: Case, source: SourceId) -> Iterator[str]:
                     yield f"outages: {source} came up at {session.opened}: no record of it"
             # Of a replacement whose predecessor ended early, the source staying connected.
             # (Where a life ended behind such a gap, the next one's goes on from there.)
-            ends = {line.received, *(gap.ns("from") for gap in gaps)}
+            ends = {line.received, *(g.ns("from") for g in gaps if g.ns("from") < g.ns("to"))}
             gaps = [g for g in gaps if g.head["cause"] != "rotation" or g.ns("to") in ends]
             yield from _judge(case, source, before, line, gaps, missed)
             before, place, missed, gaps, down = sessions[found], found + 1, 0, [], None
@@ -308,9 +308,9 @@ def _begin(
     assert wire.lost is not None
     assert wire.closed is not None
     how, lost = wire.lost_by, wire.lost
-    if how == "dead" and _ended_at(case, source, wire.closed):
-        lost = wire.closed
     least, most = truth.clock.between(lost)
+    if how == "dead" and _ended_at(case, source, wire.closed):
+        most = truth.clock.between(wire.closed)[1]
     if case.is_docker(source) and before.opened is not None:
         # It counts as open from the end of the questions on; what the ring holds is told.
         most = max(most, truth.clock.between(min(before.opened + RESUME_S, wire.closed))[1])
