@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hypermux.cli.journal import look, place_options
+from hypermux.cli.root import readers_may_leave
 from hypermux.cli.selecting import moment
 from hypermux.core.auditing import Loss, Report, SourceReport, Verdict
 from hypermux.core.recording import rfc3339
@@ -79,10 +80,11 @@ def command(
     report = audit(onlooker, since_ns, until_ns, wanted, running=running, now_ns=now_ns)
     if report.verdict is Verdict.ABSENT:
         raise UsageFault("no source that was selected was configured in that time")
-    if output == "json":
-        click.echo(json.dumps(_document(report)))
-    else:
-        _show(report)
+    with readers_may_leave():
+        if output == "json":
+            click.echo(json.dumps(_document(report)))
+        else:
+            _show(report)
     return {Verdict.COMPLETE: 0, Verdict.UNKNOWN: EXIT_UNKNOWN}.get(report.verdict, EXIT_INCOMPLETE)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hypermux.cli.root import readers_may_leave
 from hypermux.config import accounts_file, credentials
 from hypermux.config.forecast import Forecast, forecast
 from hypermux.config.settings import Account, Settings
@@ -49,14 +50,16 @@ def command(config: Path | None) -> None:
     console = Console(markup=False, highlight=False, soft_wrap=True, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_A_FILE
-    console.print(_table(settings, faults))
-    for line in _sentences(settings, plan):
-        console.print(line)
-    for warning in (*settings.warnings, *_surplus(plan), *_cramped(settings, plan)):
-        console.print(f"warning: {warning}", style="yellow")
+    with readers_may_leave():
+        console.print(_table(settings, faults))
+        for line in _sentences(settings, plan):
+            console.print(line)
+        for warning in (*settings.warnings, *_surplus(plan), *_cramped(settings, plan)):
+            console.print(f"warning: {warning}", style="yellow")
     problems += _open_files(settings, plan)
     if problems:
         raise ConfigurationFault(problems)
+    accounts_file.need_sources(settings)
     console.print("This configuration is good.", style="green")
 
 

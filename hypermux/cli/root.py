@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import click
@@ -73,6 +75,10 @@ def _run() -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except SystemExit:
+        # No command of ours exits by itself: it is what rich and click make of a broken pipe.
+        _leave_stdout()
+        return 0
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE
@@ -81,14 +87,29 @@ def _run() -> int:
     return result if isinstance(result, int) else 0
 
 
+@contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Print within it what the exit code does not depend on: `… | head` stays as it was."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # SystemExit is rich's word for it
+        _leave_stdout()
+
+
+def _leave_stdout() -> None:
+    """Point stdout elsewhere: its reader has gone.
+
+    What is in its buffer would fail once more in the interpreter's flush at exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _report(error: BaseException) -> int:
     """Say what went wrong in one sentence each; return the exit code."""
     stderr.finish()  # what was said before comes before
     leaves = _leaves(error)
     if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-        # The reader of our stdout has gone, as in `… | head`. Point stdout elsewhere, so that
-        # the interpreter's own flush at exit does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()
         return 0
     for known in leaves:
         if isinstance(known, HypermuxError):

@@ -15,7 +15,6 @@ from hypermux.cli.running import run_service
 from hypermux.config import accounts_file
 from hypermux.config.settings import Settings
 from hypermux.downstream import activation
-from hypermux.model.errors import UsageFault
 from hypermux.service.notifying import Notifier
 
 log = logging.getLogger("hypermux.run")
@@ -42,8 +41,7 @@ def command(config: Path | None, log_level: str | None, log_format: str | None) 
     log_as_told(settings)
     for warning in settings.warnings:
         log.warning("%s", warning)
-    if not settings.sources:
-        raise UsageFault(f"{settings.file} has no enabled account")
+    accounts_file.need_sources(settings)
     trio.run(
         partial(run_service, settings, on_reload=log_as_told, passed=passed, notifier=notifier)
     )

@@ -181,8 +181,7 @@ def command(
     configure(settings.log.level, "human")
     for warning in settings.warnings:
         log.warning("%s", warning)
-    if not settings.sources:
-        raise UsageFault(f"{settings.file} has no enabled account")
+    accounts_file.need_sources(settings)
     _run_ephemeral(settings, printer, file, None)
 
 

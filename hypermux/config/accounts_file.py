@@ -72,6 +72,13 @@ def name_fault(text: str) -> str | None:
     return None
 
 
+def need_sources(settings: Settings) -> None:
+    """Raise ConfigurationFault where there is nothing to connect to."""
+    if not settings.sources:
+        message = "has none that is enabled: there is nothing to run"
+        raise ConfigurationFault([Problem(str(settings.file), "accounts", message)])
+
+
 def load(path: Path, *, pending: Mapping[Path, str] | None = None) -> Settings:
     """Return the settings of an accounts file and what it includes.
 

@@ -150,3 +150,10 @@ def test_what_has_no_slot_to_spare(
     assert expected in lines
     told = [line for line in lines if "slot to spare" in line or "without a gap" in line]
     assert told == [line for line in [expected] if "asks for" not in line] or "1/h" in limits
+
+
+def test_nothing_to_run_is_not_good(tmp_path: Path) -> None:
+    result = check(tmp_path, '[accounts.old]\nupstream = "docker"\nenabled = false\n')
+    assert isinstance(result.exception, ConfigurationFault)
+    assert "nothing to run" in str(result.exception)
+    assert "This configuration is good" not in result.output
