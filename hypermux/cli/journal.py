@@ -138,7 +138,8 @@ def cat(
     """Print the records of a journal, from its files: all of it, or what is selected.
 
     The same records as those of `tail --no-follow --after start`, and the same selection. Lines
-    that are not known to be on the disk are not shown.
+    that are not known to be on the disk are not shown. Nothing is
+    checked: damaged lines are printed as they are, and `journal verify` finds them.
     """
     formatter = make_formatter(output, color)
     wanted = build_request(formatter.output, **selection)

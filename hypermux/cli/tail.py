@@ -97,11 +97,12 @@ def command(
 
 
 def print_records(path: Path, request: Mapping[str, Any], printer: Printer) -> None:
-    """Print a service's records on stdout until the request is fulfilled, or until Ctrl-C.
+    """Print a service's records on stdout until the request is fulfilled, Ctrl-C or SIGTERM.
 
     Raises Unreachable, UsageFault for a refused request, BrokenStdout and DiskFault.
     """
-    consume(path, request, Printing(printer))
+    with _signals(_interrupt):
+        consume(path, request, Printing(printer))
 
 
 def consume(

@@ -179,6 +179,8 @@ def test_a_service_that_runs_already_is_read_from(tmp_path: Path) -> None:
             assert child.stderr is not None
             assert json.loads(child.stdout.readline())["Type"] == "container"
             assert b"reading from" in child.stderr.readline()
+            child.terminate()
+            assert child.wait(10) == 0
         emulated.stop()
         answers = [json.loads(line) for line in emulated.accept_log.read_text().splitlines()]
     assert len(answers) == 2, "the connections were doubled"
