@@ -248,9 +248,9 @@ EQUIVALENTS: Mapping[str, tuple[Same, ...]] = {
     ),
     "resume": (
         Same(
-            "compare",
-            "seen.anchor in snapshot else 0",
-            ("seen.anchor in snapshot else -1",),
+            "_behind",
+            "return 0",
+            ("return -1",),
             "no place in a snapshot lies before its first",
         ),
     ),

@@ -147,6 +147,20 @@ def test_what_was_recorded_in_an_open_outage_proves_nothing() -> None:
     assert new(told("a", unproven="c"), "xcd", whole=False) == ("d", False)
 
 
+def test_an_anchor_is_proof_whatever_was_recorded_since() -> None:
+    remembered = told("", unproven="a")
+    remembered.anchor = b"a"
+    assert new(remembered, "ab") == ("b", True)
+
+
+def test_the_earliest_is_of_the_last_ring() -> None:
+    remembered = seen("x" * (RING + 44))
+    assert remembered.earliest_ns == 45
+    remembered.add(b"y", None)
+    assert remembered.earliest_ns == 46
+    assert Seen().earliest_ns is None
+
+
 def test_what_is_unproven_are_the_last_ones() -> None:
     remembered = told("ab", unproven="cd")
     assert remembered.unproven == 2
