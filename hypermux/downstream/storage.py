@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from hypermux.model.errors import DiskFault
 
 # What is read at once of a long file: large enough for the disk, small beside the rest of us.
 BLOCK = 1 << 20
+# Who only looks at a lock holds it for microseconds; half a second covers a busy machine.
+LOOK_S = 0.5
 
 _WORDS = {
     errno.ENOSPC: "the disk is full",
@@ -151,7 +154,7 @@ def read_blocks(storage: Storage, path: Path, start: int = 0) -> Generator[bytes
 def is_locked(path: Path) -> bool:
     """Tell whether a process holds the lock at `path`; one that may not be looked at is not held.
 
-    Looking takes a moment of the lock, shared: who begins in that moment finds it taken.
+    Looking takes a moment of the lock, shared: `DiskStorage.lock` waits for longer than that.
     """
     try:
         file = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -222,12 +225,19 @@ class DiskStorage:
     def lock(self, path: Path) -> Lock:
         """See `Storage.lock`; flock(2), so the system lets go when the process ends."""
         lock = _Descriptor(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        deadline_s = time.monotonic() + LOOK_S
         try:
-            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            while True:
+                try:
+                    fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return lock
+                except BlockingIOError:
+                    if time.monotonic() >= deadline_s:
+                        raise
+                    time.sleep(0.01)
+        except BaseException:
             lock.close()
             raise
-        return lock
 
     def names(self, directory: Path) -> list[str]:
         """See `Storage.names`."""
