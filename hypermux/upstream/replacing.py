@@ -112,6 +112,8 @@ class Replacing(Linked):
         try:
             alive = await self._settled(old, new)
         except BaseException:  # a nursery gives a cancellation in a group
+            nursery.cancel_scope.cancel()
+            await _gone(new)
             self.gate.release(self.source.id)
             raise
         if new.ended.is_set() and not old.ended.is_set():
@@ -176,10 +178,14 @@ class Replacing(Linked):
 
     async def _retire(self, succession: Succession) -> None:
         """Read the old link to its end, and give its slot back."""
+        old = succession.old
         try:
-            succession.old.part()
-            await succession.old.ended.wait()
+            old.part()
+            await old.ended.wait()
             self.incoming.old_ended(succession, trio.current_time())
+        except trio.Cancelled:
+            await _gone(old)
+            raise
         finally:
             self.gate.release(self.source.id)
 
@@ -197,6 +203,15 @@ class Replacing(Linked):
             self.source.id,
             judgement.reason,
         )
+
+
+async def _gone(link: Link) -> None:
+    """Wait for the end of a link that is cut, whatever else is: a goodbye takes it seconds at most.
+
+    To its server it is open until then, and so to the limits.
+    """
+    with trio.CancelScope(shield=True):
+        await link.ended.wait()
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from itertools import count
+from math import inf
 
 import pytest
 import trio
@@ -41,6 +42,7 @@ class Socket:
     _arriving: trio.MemoryReceiveChannel[tuple[float, bytes | None]]
     silent: bool = False  # answers no ping
     hasty: bool = False  # answers pings and goodbyes ahead of what it has queued
+    stays: bool = False  # answers no goodbye
     parting: trio.Event = field(factory=trio.Event)
     pongs: dict[bytes, trio.Event] = field(factory=dict)
     _numbers: count[int] = field(factory=count)
@@ -80,6 +82,7 @@ class Server:
 
     delays: list[float]
     answers: list[Failure | None] = field(factory=list)
+    goodbye_s: float = 0.0  # how long our goodbye takes where we cut a connection short
     sockets: list[Socket] = field(factory=list)
     sent: list[bytes] = field(factory=list)
     dialed_at: list[float] = field(factory=list)
@@ -124,10 +127,15 @@ class Server:
         except* ConnectionFailed as group:
             raise group.exceptions[0] from None
         finally:
+            if trio.current_effective_deadline() == -inf:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(self.goodbye_s)
             self.sockets.remove(socket)
 
     async def _end(self, socket: Socket) -> None:
         await socket.parting.wait()
+        if socket.stays:
+            await trio.sleep_forever()
         await trio.sleep(0.01)
         if socket.hasty:
             raise ConnectionFailed(Failure(FailureKind.CLOSE, "goodbye", 1000))
@@ -165,6 +173,7 @@ async def live(
     slots: int = 2,
     rotate_after_s: float | None = HOUR,
     every_s: float = 0.005,
+    ending: trio.CancelScope | None = None,
 ) -> World:
     clock = StreamClock(trio.current_time, lambda: 1_000 * SECOND)
     tape, keys = Tape(clock), Keys()
@@ -185,10 +194,15 @@ async def live(
         utc_ns=clock.now_ns,
     )
     world = World(tape, server, connection, gate, keys)
+
+    async def run() -> None:
+        with ending or trio.CancelScope():
+            await connection.run()
+
     with trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(gate.run)
-            nursery.start_soon(connection.run)
+            nursery.start_soon(run)
             for task in also:
                 nursery.start_soon(task, world)
             await trio.sleep(1)
@@ -562,3 +576,36 @@ async def test_parting_for_a_reason_of_our_own_is_one_gap_with_its_word(
     world = await live(Server([0.001]), part, seconds=10)
     assert world.causes() == ["start", "reload"]
     assert len(world.server.dialed_at) == 2
+
+
+@pytest.mark.parametrize("saying_goodbye", [False, True])
+async def test_two_links_that_are_cut_hold_their_slots_to_their_ends(
+    saying_goodbye: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A source ends in the middle of a replacement; who waits for its slots dials no earlier."""
+    open_then: list[int] = []
+    other = SourceId("other", "elsewhere")
+
+    async def stop(world: World) -> None:
+        await world.server.reach(sockets=1)
+        world.server.sockets[0].silent = not saying_goodbye
+        world.server.sockets[0].stays = True
+        await world.server.reach(sockets=2)
+        await trio.sleep(3)
+        assert world.server.sockets[0].parting.is_set() is saying_goodbye
+        ending.cancel()
+        await world.gate.permit(other, "elsewhere:1", Rank.NEW)
+        open_then.append(len(world.server.sockets))
+        world.gate.release(other)
+
+    ending = trio.CancelScope()
+    world = await live(
+        *(Server([0.001], goodbye_s=1.0), stop),
+        seconds=30,
+        rotate_after_s=10.0,
+        every_s=1,
+        ending=ending,
+    )
+    assert len(open_then) == 1
+    assert open_then[0] < 2
+    assert world.gate.allocator.held == 0
