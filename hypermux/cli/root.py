@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 import click
@@ -59,17 +60,39 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit; no traceback reaches a user."""
+    _settle_streams()
     sys.exit(_run())
+
+
+def _settle_streams() -> None:
+    """Have the three standard streams be safe to use, whatever we were started with.
+
+    A closed one's number would go to the next file or socket, and what is meant for a terminal
+    into that. stdout stays closed to writers: who needs it says that there is none.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if fd == 2 else os.O_RDONLY)  # takes the lowest number
+            os.set_inheritable(fd, True)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (out.encoding != "utf-8" or out.errors == "strict"):
+        # A name that is no UTF-8, or a locale that lacks the character.
+        out.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int:
     try:
         result = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        _say(error.format_message())
         return EXIT_USAGE
     except click.UsageError as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return EXIT_USAGE
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -80,7 +103,8 @@ def _run() -> int:
         _leave_stdout()
         return 0
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return EXIT_USAGE
     except BaseException as error:
         return _report(error)
@@ -114,23 +138,27 @@ def _report(error: BaseException) -> int:
     for known in leaves:
         if isinstance(known, HypermuxError):
             prefix = "" if isinstance(known, ConfigurationFault) else "hypermux: "
-            print(f"{prefix}{known}", file=sys.stderr)
+            _say(f"{prefix}{known}")
             return known.exit_code
     for leaf in leaves:
         if isinstance(leaf, KeyboardInterrupt):
             return 130
         if isinstance(leaf, OSError):
-            print(f"hypermux: {leaf}", file=sys.stderr)
+            _say(f"hypermux: {leaf}")
             return EXIT_DISK
     leaf = leaves[0]
     if os.environ.get("HYPERMUX_TRACEBACK"):
         raise error
-    print(
+    _say(
         f"hypermux: internal error: {type(leaf).__name__}: {leaf}\n"
-        "This is a fault of hypermux, not yours. HYPERMUX_TRACEBACK=1 shows where it is.",
-        file=sys.stderr,
+        "This is a fault of hypermux, not yours. HYPERMUX_TRACEBACK=1 shows where it is."
     )
     return EXIT_INTERNAL
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the exit code says it, too
+        print(text, file=sys.stderr)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hypermux.cli.root import readers_may_leave
 from hypermux.cli.sockets import find_socket, socket_options
 from hypermux.config.units import format_rate, format_size
 from hypermux.core.recording import parse_rfc3339
@@ -66,13 +67,17 @@ def command(
         )
 
     if output == "json":
-        click.echo(
-            answer.body if not accounts and not states else _less(answer.body, wanted), nl=False
-        )
+        with readers_may_leave():
+            click.echo(
+                answer.body if not accounts and not states else _less(answer.body, wanted), nl=False
+            )
     status = _read(answer.body)
     chosen = tuple(s for s in status.sources if wanted(s.account, s.state))
     if output == "text":
-        _show(evolve(status, sources=chosen))
+        with readers_may_leave():
+            _show(evolve(status, sources=chosen))
+    if ready and not chosen:
+        raise Unreachable("no source was selected: none is connected")
     down = [source for source in chosen if source.state not in UP]
     if ready and down:
         raise Unreachable(f"{len(down)} of {len(chosen)} sources are not connected")

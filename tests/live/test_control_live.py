@@ -99,6 +99,8 @@ def test_curl_status_and_errors(tmp_path: Path) -> None:
             ready = run("status", "--socket", where.socket, "--ready", "--account", "acct-001")
             assert ready.returncode == 0
             assert "acct-002" not in ready.stdout
+            none = run("status", "--socket", where.socket, "--ready", "--account", "nobody")
+            assert none.returncode == 69
             assert end(child) == 0
         gone = run("status", "--socket", where.socket)
         assert gone.returncode == 69

@@ -61,3 +61,34 @@ def test_the_verdict_of_an_audit_stands_when_nobody_reads_it(tmp_path: Path, for
         b"",
     )
     assert unread("audit", "--dir", tmp_path, "-o", form) == (1, b"")
+
+
+def shell(text: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell line in which `hypermux` is the command."""
+    line = f'hypermux() {{ {sys.executable} -m hypermux "$@"; }}; {text}'
+    return subprocess.run(
+        ["bash", "-c", line], env={**os.environ, **environment}, capture_output=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_where_nobody_can_be_told_the_exit_code_is_right(tmp_path: Path, stderr: str) -> None:
+    broken = tmp_path / "accounts.toml"
+    broken.write_text("x")
+    for arguments, code in (("nonsense", 64), (f"check -c {broken}", 78), ("tail --since x", 64)):
+        done = shell(f"hypermux {arguments} {stderr}")
+        assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    made(tmp_path, 30)
+    whole = shell(f"hypermux journal cat --dir {tmp_path}")
+    done = shell(f"hypermux journal cat --dir {tmp_path} <&- 2>&-")
+    assert whole.returncode == done.returncode == 0
+    assert whole.stdout == done.stdout != b""
+
+
+def test_a_locale_that_lacks_a_character() -> None:
+    done = shell("hypermux watch --help", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"sha256:\\u2026" in done.stdout
