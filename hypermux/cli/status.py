@@ -168,8 +168,12 @@ def _remark(status: Status, source: SourceStatus) -> str:
     if source.waits_for:
         parts.append(source.waits_for)
     failed = source.last_failure
-    if source.state not in UP and failed is not None:
-        parts.append(failed.reason)
+    if failed is not None:
+        if source.state not in UP:
+            parts.append(failed.reason)
+        elif parse_rfc3339(failed.at) > parse_rfc3339(source.since):
+            # Connected still, by what was before: a new key refused, a rotation that failed.
+            parts.append(f"cannot connect anew: {failed.reason}")
     if source.next_try:
         parts.append(f"next try in {_until(status, source.next_try)}")
     return "; ".join(parts)

@@ -169,3 +169,15 @@ def test_a_disk_that_refuses_is_said_plainly(lost: int, capsys: pytest.CaptureFi
         "the disk has refused for 1 min 30 s: cannot append to /j/1: the disk is full; "
         f"40 events are held in memory{more}; tried 7 times since"
     )
+
+
+@pytest.mark.parametrize(
+    ("at", "told"), [("2026-11-24T09:00:00.1Z", True), ("2026-11-24T08:59:59Z", False)]
+)
+def test_a_refused_successor_is_said_while_the_old_connection_lives(
+    at: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure = LastFailure(at=at, verdict="denied", cause="denied", reason="http 401")
+    source = evolve(LIVE, last_failure=failure)
+    text = "\n".join(shown(evolve(STATUS, sources=(source,)), capsys))
+    assert ("cannot connect anew: http 401" in text) is told
