@@ -106,11 +106,14 @@ def _of_source(case: Case, source: SourceId) -> Iterator[str]:
     before: Session | None = None
     missed = 0
     gaps: list[Line] = []
+    beside: set[int] = set()
     down: Line | None = None
     place = 0
     for line in case.by_source[source]:
         if line.kind == "gap" and line.head["cause"] not in NO_OUTAGE:
             gaps.append(line)
+            if line.head["cause"] == "rotation" and down is None:
+                beside.add(line.seq)
         elif line.state == "down":
             down = down or line
         elif line.state == "up":
@@ -125,9 +128,8 @@ def _of_source(case: Case, source: SourceId) -> Iterator[str]:
                 if not _may_be_missing(case, session):
                     yield f"outages: {source} came up at {session.opened}: no record of it"
             # Of a replacement whose predecessor ended early, the source staying connected.
-            # (Where a life ended behind such a gap, the next one's goes on from there.)
-            ends = {line.received, *(g.ns("from") for g in gaps if g.ns("from") < g.ns("to"))}
-            gaps = [g for g in gaps if g.head["cause"] != "rotation" or g.ns("to") in ends]
+            # (In an outage it is one of the source's: a life may have ended behind it.)
+            gaps = [g for g in gaps if g.seq not in beside or g.ns("to") == line.received]
             yield from _judge(case, source, before, line, gaps, missed)
             before, place, missed, gaps, down = sessions[found], found + 1, 0, [], None
     for session in sessions[place:]:
