@@ -29,6 +29,7 @@ UNHEARD_S = inf
 MAX_HOLD_S = 2.0
 # How long asking an engine what it remembers may take: a permit, an answer, its containers.
 RESUME_S = 36.0
+GIVEN_BACK_S = 10.0
 
 
 def covered(case: Case, source: SourceId) -> list[tuple[int, int]]:
@@ -248,6 +249,12 @@ def _may_be_missing(case: Case, session: Session) -> bool:
     life, closed = _life(case, session.life), session.wire.closed
     if life.ended is None or session.opened is None or closed is None:
         return False
+    # An engine's may give its slot back before it has been asked what it remembers.
+    changes = case.world.truth.caps[1:] if case.is_docker(session.source) else ()
+    if closed - session.opened <= RESUME_S and any(
+        since <= closed <= since + GIVEN_BACK_S for since, _ in changes
+    ):
+        return True
     if life.how == "stop":
         return case.is_docker(session.source) and (life.stopping or inf) <= closed <= life.ended
     # An engine is asked first what it remembers.
