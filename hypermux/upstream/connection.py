@@ -100,12 +100,18 @@ class Connection(Replacing):
         elif self.lifecycle.state is State.DIALING:
             self._mended = True
 
-    def key_changed(self, credential: Credential | None) -> None:
-        """There is another key: use it, at once where one was or may have been refused."""
+    def key_changed(self, credential: Credential | None, *, renewed: bool = False) -> None:
+        """There is another key: use it, at once where one was or may have been refused.
+
+        `renewed`: it took the place of one that was about to end. Whoever grants such keys by the
+        hour grants them to the refused too, which are not to try by the hour.
+        """
         self._key = credential
         link = self.link
         old = link is not None and link.open and link.credential != credential
-        if old or self.given_up or self.lifecycle.state is State.BACKING_OFF:
+        state = self.lifecycle.state
+        waits = state is State.BACKING_OFF or self.given_up
+        if old or (waits and not (renewed and state is State.DENIED)):
             self.renew()
 
     def configure(self, source: Source) -> None:

@@ -7,7 +7,9 @@
   connection goes on.
 - A key that is read for a dial is told of when a server has taken it, and one that is over by our
   clock likewise: a program that makes another one each time it is asked would else have the
-  refused sources of an account send each other to the server for ever.
+  refused sources of an account send each other to the server for ever. For the same reason a key
+  that takes the place of one that was about to end is no news for who was refused: that waits for
+  its next probe.
 - A key that is over is not used: no server would take it. One that was over when the program gave
   it is the exception, for then it is more likely our clock that is wrong: the server decides.
 - Reading that fails is repeated with backoff, said once, and takes nothing away: the key that is
@@ -49,7 +51,7 @@ _LOOK_S = 1.0
 _DIAL_NS = 10_000_000_000
 
 
-def _ignore(account: str) -> None:
+def _ignore(account: str, renewed: bool) -> None:
     """Hear nothing."""
 
 
@@ -78,11 +80,14 @@ class _Held:
 
 @define(eq=False)
 class KeyRing:
-    """Credentials by account. `changed` must not wait or raise."""
+    """Credentials by account. `changed` must not wait or raise.
+
+    It hears the account, and whether its key was only renewed because it was about to end.
+    """
 
     utc_ns: Callable[[], int]
     rng: random.Random
-    changed: Callable[[str], None] = _ignore
+    changed: Callable[[str, bool], None] = _ignore
     run_sync: RunSync = field(factory=lambda: in_thread(_KEY_READERS))
     watch: FileWatch = field(init=False)
     _held: dict[str, _Held] = field(factory=dict)
@@ -168,7 +173,8 @@ class KeyRing:
                 for held in list(self._held.values()):
                     if held.read_at_ns is not None and held.read_at_ns <= now_ns:
                         held.read_at_ns = None
-                        nursery.start_soon(self._look, held)
+                        # In trouble it had none, or none that is of use: then it is news for all.
+                        nursery.start_soon(self._look, held, held.trouble is None)
                     elif held.account in self._due:
                         nursery.start_soon(self._look, held)
                 self._due.clear()
@@ -181,11 +187,11 @@ class KeyRing:
         self._due.update(accounts)
         self._wake.set()
 
-    async def _look(self, held: _Held) -> None:
-        """Read a key for which there may be a successor."""
+    async def _look(self, held: _Held, renewal: bool = False) -> None:
+        """Read a key for which there may be a successor; `renewal`: for it is about to end."""
         async with held.lock:
             try:
-                await self._read(held)
+                await self._read(held, renewal=renewal)
             except ConfigurationFault:
                 pass  # told, and to be tried again
             except Exception:
@@ -193,7 +199,7 @@ class KeyRing:
                 log.exception("%s: internal error while reading its key", held.account)
                 self._failed(held, "an internal error of hypermux; see its log")
 
-    async def _read(self, held: _Held, *, dialing: bool = False) -> None:
+    async def _read(self, held: _Held, *, dialing: bool = False, renewal: bool = False) -> None:
         before = held.credential or held.refused
         try:
             found = await self._load(held.source)
@@ -203,11 +209,11 @@ class KeyRing:
         self._take(held, found)
         held.untold |= before is not None and before != found
         if held.missed or (held.untold and not dialing and held.trouble is None):
-            self._tell(held)
+            self._tell(held, renewed=renewal)
 
-    def _tell(self, held: _Held) -> None:
+    def _tell(self, held: _Held, *, renewed: bool = False) -> None:
         held.missed = held.untold = False
-        self.changed(held.account)
+        self.changed(held.account, renewed)
 
     async def _load(self, source: CredentialSource) -> Credential:
         if source.secret_key is not None or source.secret_key_env is not None:

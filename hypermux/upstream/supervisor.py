@@ -344,9 +344,9 @@ class Supervisor:
             if path in connection.source.tls.files:
                 connection.look_again()
 
-    def _key_changed(self, account: str) -> None:
+    def _key_changed(self, account: str, renewed: bool) -> None:
         """Let an account's refused sources try at once, and its open ones move to the new key."""
         credential = self.keys.current(account)
         for source, connection in self.connections.items():
             if source.account == account:
-                connection.key_changed(credential)
+                connection.key_changed(credential, renewed=renewed)

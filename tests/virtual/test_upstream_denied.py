@@ -4,6 +4,7 @@ that checks a signature's age as the upstream does: against the past alone."""
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from hypermux.core.clock import StreamClock
 from hypermux.core.correction import Corrections
 from hypermux.core.lifecycle import Lifecycle, State
 from hypermux.core.limiter import Allocator
+from hypermux.core.recording import rfc3339
 from hypermux.core.rotation import Rotation
 from hypermux.model.accounts import (
     Cap,
@@ -195,22 +197,30 @@ async def test_a_key_that_was_good_is_tried_ten_times_a_day_too(
     assert 5 <= len(w.server.dials) - before <= 10
 
 
-@pytest.mark.parametrize("rate", [1.0, 10.0])
+@pytest.mark.parametrize(
+    ("rate", "lasting_s"), [(1.0, None), (10.0, None), (10.0, 60.0), (10.0, 900.0)]
+)
 async def test_a_program_that_makes_a_new_key_each_time_changes_nothing_about_that(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, rate: float
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float,
+    lasting_s: float | None,
 ) -> None:
     """What one of them was given and refused is no reason for the others to try again."""
     made = itertools.count()
 
     def make(argv: tuple[str, ...]) -> bytes:
-        return b'{"AccessKeyId": "AK", "SecretAccessKey": "made-%d"}' % next(made)
+        key = {"AccessKeyId": "AK", "SecretAccessKey": f"made-{next(made)}"}
+        if lasting_s is not None:
+            key["Expiration"] = rfc3339(utc_ns() + int(lasting_s * S))
+        return json.dumps(key).encode()
 
     monkeypatch.setattr(credentials, "_run", make)
     regions = ("a", "b", "c")
 
-    def changed(account: str) -> None:
+    def changed(account: str, renewed: bool) -> None:
         for connection in w.connections:
-            connection.key_changed(ring.current(account))
+            connection.key_changed(ring.current(account), renewed=renewed)
 
     async with made_keys() as ring, world(Server(), None, regions, ring, rate) as w:
         ring.changed = changed

@@ -89,7 +89,7 @@ async def world(*sources: Source) -> AsyncIterator[World]:
     ring = KeyRing(
         utc_ns,
         random.Random(1),
-        lambda account: changes.append((trio.current_time(), account)),
+        lambda account, _: changes.append((trio.current_time(), account)),
         run_directly,
     )
     ring.watch.run_sync = run_directly
