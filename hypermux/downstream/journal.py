@@ -280,8 +280,10 @@ class Journal:
         """Do what is due now and then: end an old segment, remove the oldest, look at the disk.
 
         Returns what is to be told in the journal, in sentences. `now_ns` is on the clock of
-        `received`. Raises nothing: what the disk refuses here is tried again the next time.
+        `received`. What the disk refuses here is tried again the next time; but when somebody has
+        removed the file that is written to, what goes there is in no file: raises ShownIsGone.
         """
+        self.writer.look()
         told, self._told = [*self._told, *self.retention.tend(now_ns)], []
         if self.writer.end.seq >= self.writer.end.segment:
             began_ns = self.retention.began_ns(self.writer.end.segment)

@@ -46,7 +46,10 @@ from hypermux.model.errors import DiskFault
 
 
 class ShownIsGone(DiskFault):
-    """What was shown under `fsync = "never"` does not read back: trying again does not help."""
+    """What was shown is in no file any more: trying again does not help.
+
+    Under `fsync = "never"` it does not read back, or somebody has removed the file.
+    """
 
 
 @frozen
@@ -150,6 +153,17 @@ class Writer:
             self.show()
         if first_seq != shown.segment and given_up.last_seq == shown.seq:
             self.indexes.close(given_up)
+
+    def look(self) -> None:
+        """See that the file still has its name. Raises ShownIsGone."""
+        try:
+            self._storage.size(self._path)
+        except FileNotFoundError as exc:
+            raise ShownIsGone(
+                f"{self._path} was removed while it was written to; a new start begins another"
+            ) from exc
+        except OSError:
+            pass  # it may well be there
 
     def close(self) -> None:
         """Close the file, without syncing it."""

@@ -125,6 +125,19 @@ def test_never_and_what_was_shown_cannot_be_read_back() -> None:
     assert again.epochs[-1].first_seq == 2
 
 
+def test_a_file_that_somebody_removes_is_noticed() -> None:
+    """Written on it would be, and synced, and be gone with the process: nobody would know."""
+    storage = MemoryStorage()
+    journal = open_journal(storage, COMMIT)
+    write(journal, 3)
+    assert journal.tend(0) == []
+    storage.fail("size", errno.EIO)
+    assert journal.tend(0) == []  # a disk that refuses is another matter
+    del storage.files[HERE / segment_name(1)]
+    with pytest.raises(ShownIsGone, match="was removed while it was written to"):
+        journal.tend(0)
+
+
 def test_a_sync_of_a_file_that_failed_is_never_made_again() -> None:
     storage = MemoryStorage()
     journal = open_journal(storage, COMMIT)
