@@ -100,6 +100,8 @@ class _Events:
 
     async def _keep(self, keeper: Keeper) -> None:
         resumption = await keeper.resume(self.headers)
+        if keeper.unsure_from_ns is not None:
+            self.listener.recovered([], unsure_from_ns=keeper.unsure_from_ns)
         self._open(resumption)
         await keeper.watch(self.listener)
 

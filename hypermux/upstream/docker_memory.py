@@ -84,6 +84,8 @@ class Keeper:
     _many: trio.Event = field(factory=trio.Event)
     _audit: Audit | None = None
     _pings: bool = True
+    # Since when the stream before this one may have lost events that nobody remembers.
+    unsure_from_ns: int | None = None
     _looked: frozenset[bytes] | None = None  # what the last look saw; None: there was none
     _looked_ns: int = 0  # when that was, or when the engine answered
 
@@ -169,6 +171,10 @@ class Keeper:
         recollection, seen = self._recollection, self._recollection.seen
         found = self._compare(snapshot)
         known, new = seen.known, set(found.new)
+        if found.complete and 0 in new and self.memory.looked_ns and self._full(snapshot):
+            # What came over the stream is newer than what did not: that was lost before it broke,
+            # and the ring has turned over since.
+            self.unsure_from_ns = self.memory.looked_ns
         left = seen.counts()
         for item in self.reading(synthetic):
             if isinstance(item, Event):
@@ -221,6 +227,10 @@ class Keeper:
 
     def _saw(self, snapshot: Snapshot) -> None:
         self._looked, self._looked_ns = frozenset(snapshot.digests), snapshot.asked_ns
+        self.memory.looked_ns = snapshot.asked_ns
+
+    def _full(self, snapshot: Snapshot) -> bool:
+        return not self._podman and len(snapshot.digests) >= RING
 
     async def _list(self, engine: Engine, snapshot: Snapshot, found: Resume) -> list[bytes]:
         """Return events for what the containers show and neither journal nor ring tell."""
@@ -338,7 +348,7 @@ class Keeper:
         # That one saw an empty ring, or there was none: does a full ring reach back to it?
         oldest_ns = snapshot.times[0]
         reaches = oldest_ns is not None and oldest_ns < self._looked_ns - self._offset_ns
-        return not self._podman and len(snapshot.digests) >= RING and not reaches
+        return self._full(snapshot) and not reaches
 
     def _settle_in(self, snapshot: Snapshot, missing: Sequence[int], newer: int) -> None:
         """Remember what an audit saw; `newer` events arrived since it began."""

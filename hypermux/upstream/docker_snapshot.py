@@ -19,10 +19,12 @@ class Memory:
     """What is known of one engine, over all its connections.
 
     `heard_ns` is when it was last heard, or when its outage began, on the stream's clock.
+    `looked_ns` is when it was last asked what it remembers, all of which is known; 0: not yet.
     """
 
     recollection: Recollection
     heard_ns: int
+    looked_ns: int = 0
     expected: Expected = field(factory=Expected)
 
     @classmethod

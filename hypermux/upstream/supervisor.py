@@ -244,6 +244,7 @@ class Supervisor:
         after = Memory.of(source, before.recollection, now_ns)
         if after.recollection.engine != before.recollection.engine:
             memories[source.id] = after
+        before.looked_ns = 0  # through other filters it shows what was not asked for
 
     def _begin(
         self,

@@ -82,3 +82,26 @@ async def test_an_endpoint_that_was_changed_while_nothing_ran(
             shown = ["next"] if after == configured(OTHER) else []
             assert w.names == ["first-0", "first-1", "first-2", *names, *shown]
             assert w.told[before:] == [*gap, "up"]
+
+
+@pytest.mark.parametrize(("lost", "told"), [(300, ["GAP:audit"]), (200, [])])
+async def test_a_stream_that_lost_a_ring_before_it_broke(
+    autojump_clock: MockClock, lost: int, told: list[str]
+) -> None:
+    """What came last is remembered, and so is no proof that all before it came."""
+    async with engine_world() as w, w.running(configured()):
+        engine = w.engine("first")
+        await filled(w)
+        before = len(w.told)
+        for number in range(lost):
+            await engine.happen(volume(f"lost-{number}", engine.now_ns()), live=False)
+        await engine.happen(volume("last", engine.now_ns()))
+        await engine.cut()
+        await trio.sleep(60)
+        assert w.told[before:] == ["down:dropped", *told, "up"]
+        assert len(w.names) == 4 + min(lost, 255)
+        gaps = [r for r in w.records if r["kind"] == "gap"]
+        assert len(gaps) == 1 + len(told)
+        if told:
+            times = [r["time"] for r in w.records if r["kind"] == "event"]
+            assert gaps[-1]["from"] < times[0], "since the last look"
