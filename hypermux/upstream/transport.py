@@ -84,7 +84,8 @@ class Listener(Protocol):
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         """The upstream remembers messages that the open connection should have brought.
 
-        `unsure_from_ns`: since when it may have lost others, which nobody remembers.
+        `unsure_from_ns`: since when it may have lost others, which nobody remembers. Before it is
+        open, and without messages: what the connection before it had lost.
         """
 
     def unanswered(self) -> None:
