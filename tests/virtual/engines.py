@@ -52,6 +52,7 @@ class ScriptedEngine:
     requests: list[str] = field(factory=list)
     streams: list[trio.abc.Stream] = field(factory=list)
     clock_s: float = 0.0  # ahead of ours
+    inspect_s: float = 0.0  # what a look at one container takes
     pinged: trio.Event = field(factory=trio.Event)
 
     def now_ns(self) -> int:
@@ -118,6 +119,7 @@ class ScriptedEngine:
         elif path == "/containers/json":
             body = json.dumps([entry["listed"] for entry in self.containers.values()]).encode()
         elif path.startswith("/containers/"):
+            await trio.sleep(self.inspect_s)
             entry = self.containers.get(path.split("/")[2])
             status = 404 if entry is None else status
             body = json.dumps({} if entry is None else entry["inspected"]).encode()

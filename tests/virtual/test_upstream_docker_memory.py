@@ -591,6 +591,24 @@ async def test_containers_tell_what_the_ring_has_lost(
             assert (found.complete, found.synthetic) == (False, [])
 
 
+async def test_more_containers_than_there_is_time_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What was looked at in time is told, and so is what the list alone shows."""
+    async with world(inspect_s=0.7) as the:
+        engine = the.engine
+        the.know(life("create", "gone", now_ns()))
+        await trio.sleep(100)
+        for number in range(20):
+            t = engine.now_ns() - 50 * S
+            engine.container(f"new-{number}", created_ns=t, started_ns=t + 1, running=True)
+        async with the.connected() as one:
+            found = await one.opened()
+            told = names(found.synthetic)
+            assert told[-1] == ("gone", "destroy")
+            assert 5 <= sum(action == "start" for _, action in told) <= 10
+
+
 async def test_what_happens_while_the_list_is_read_is_not_made_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
