@@ -71,7 +71,8 @@ class Linked:
     _parting: trio.Event = field(factory=trio.Event)
     _hurried: bool = False
     _mended: bool = False  # what may have been mended while it dialed is worth another look
-    _key: Credential | None = field(default=None, repr=False)  # the last that it was told of
+    # The last that it was told of since it began to dial.
+    _key: Credential | None = field(default=None, repr=False)
     _changed: trio.Event = field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
@@ -105,6 +106,7 @@ class Linked:
         return self.link
 
     def _begin(self, nursery: trio.Nursery) -> Link:
+        self._key = None
         offset_ns = self.corrections.of(self._address)
         link = Link(self.source, self, trio.current_time(), offset_ns)
         nursery.start_soon(link.run, self.keys, self.transport)
@@ -155,6 +157,12 @@ class Linked:
         self.observer.failed(self.source, judgement, failure)
         return pause.delay_s, Rank.PROBE if self.given_up else Rank.LOST
 
+    def _use_newer_key(self, link: Link, now: float) -> None:
+        """Have a link that has just opened replaced, if the key changed while it was dialed."""
+        key, self._key = self._key, None
+        if key is not None and key != link.credential:
+            self.rotation.renew(now)
+
     def _hand_on_held(self) -> None:
         """What a succession held is received, and goes on like anything else that was."""
         if (succession := self.incoming.succession) is not None:
@@ -180,6 +188,7 @@ class Linked:
             # Otherwise it opened in the very moment in which it was parted with. What it brings
             # counts all the same: an engine's memory is told once.
             self.rotation.opened(now)
+            self._use_newer_key(link, now)
             self._mended = False
             self.quiet.opened(now, link.opened_ns)
             self.teller.up(opened, self.incoming.remembered(opened))

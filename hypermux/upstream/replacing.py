@@ -171,9 +171,7 @@ class Replacing(Linked):
             self.feed.deliver([gap], self.clock.now_ns(), more=new.more)
         self.lifecycle.replaced(now)
         self.rotation.opened(now)
-        key, self._key = self._key, None
-        if key is not None and key != new.credential:
-            self.rotation.renew(now)  # it changed again while the new link was dialed
+        self._use_newer_key(new, now)
         self.observer.replaced(self.source)
 
     async def _retire(self, succession: Succession) -> None:

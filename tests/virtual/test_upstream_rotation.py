@@ -456,6 +456,21 @@ async def test_a_key_that_changes_while_its_link_is_dialed_is_used_next(
     assert world.gate.allocator.held == 0
 
 
+async def test_a_key_that_changes_while_the_only_link_is_dialed_is_used_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def change(world: World) -> None:
+        await world.server.reach(sockets=1)
+        world.server.sockets[0].send(None)
+        await world.server.reach(dials=2)
+        world.connection.key_changed(Credential("AK", Secret("second")))
+        await world.server.reach(dials=3)
+
+    world = await live(Server([0.001]), change, seconds=60, rotate_after_s=None, every_s=1)
+    assert len(world.server.dialed_at) == 3
+    assert world.causes() == ["start", "dropped"]
+
+
 async def test_parting_does_not_wait_for_a_rotation_that_waits(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
