@@ -170,7 +170,8 @@ def _show(report: Report) -> None:
     interval = report.interval
     words = f"{_local(interval.from_ns)} to {_local(interval.to_ns)}: {report.verdict.value}"
     if report.verdict is Verdict.UNKNOWN:
-        words += f"; all is known up to {_local(report.known_ns)}"
+        some = report.known_ns > interval.from_ns
+        words += f"; all is known up to {_local(report.known_ns)}" if some else ", nothing of it"
     console.print(Text(f"\n{words}", style=_STYLES.get(report.verdict, "")))
 
 

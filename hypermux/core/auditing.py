@@ -95,7 +95,7 @@ class SourceReport:
 
 @frozen
 class Report:
-    """All sources asked for, over `interval`. `known_ns` is how far the journal knows."""
+    """All sources asked for, over `interval`. `known_ns` is how much of it the journal knows."""
 
     interval: Span
     known_ns: int
@@ -245,7 +245,7 @@ class Auditor:
             self._report(name, source, interval, running=running)
             for name, source in sorted(self._sources.items(), key=lambda pair: pair[0])
         ]
-        known_ns = min(self._through_ns, interval.to_ns)
+        known_ns = max(interval.from_ns, min(self._through_ns, interval.to_ns))
         return Report(interval, known_ns, tuple(reports))
 
     def _report(

@@ -204,6 +204,12 @@ def test_what_is_behind_the_last_checkpoint_is_not_known_yet() -> None:
     assert report.known_ns == t(95)
 
 
+def test_before_the_first_checkpoint_nothing_is_known() -> None:
+    report = audit([], coverage=up_since(A, -50))
+    assert report.verdict is Verdict.UNKNOWN
+    assert report.known_ns == report.interval.from_ns
+
+
 def test_without_a_service_nobody_will_tell() -> None:
     """kill -9: what came behind the checkpoint may be recorded, or lost."""
     report = audit([through(95)], coverage=up_since(A, -50), running=False)
