@@ -64,9 +64,10 @@ class SourceStatus:
     to be replaced. `connected_seconds` is the age
     of the connection, `rotation_due` when it will be replaced. `tls` is "verified", "pinned",
     "unverified" or "off". `last_event` is when the newest event was received, `last_answer` when
-    anything was. `offset_seconds` is what its times are moved by to order them, `lag_seconds` how
-    long after its own time the newest event was received. `signing_offset_seconds` is what is added
-    to our clock for its signatures, `key_trouble` why its key could not be read or renewed.
+    anything was, be it a pong or an audit's answer. `offset_seconds` is what its times are moved by
+    to order them, `lag_seconds` how long after its own time the newest event was received.
+    `signing_offset_seconds` is what is added to our clock for its signatures, `key_trouble` why its
+    key could not be read or renewed.
     `internal_faults` are hypermux's own since it started, each of which ended a connection.
     """
 

@@ -129,6 +129,7 @@ class Connection(Replacing):
         pauses = settings.backoff
         self.lifecycle.retime(pauses.min_s, pauses.max_s, pauses.reset_after_s)
         self.rotation.retime(settings.rotate_after_s, pauses.min_s, pauses.max_s)
+        self._changed.set()
 
     async def _pause(self, delay_s: float) -> None:
         """Wait to the end of a pause, or until `renew` cuts it short."""

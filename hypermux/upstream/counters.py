@@ -23,7 +23,7 @@ class Counters:
     received = handed on + filtered + duplicate + held by a succession. `synthetic` were never
     received: an upstream's state implied them, and they were handed on. Of `redacted` ones a part
     was taken out, handed on or not. `event_ns` is when the newest event was received, `lag_ns` how
-    long after its own time; `heard_ns` when anything was.
+    long after its own time; `heard_ns` when anything was, also beside the stream.
     """
 
     received: int = 0

@@ -59,10 +59,11 @@ class _Events:
     http: h11.Connection = field(factory=lambda: h11.Connection(h11.CLIENT))
     accepted: Opened | None = None  # the engine's answer
     accepted_s: float = 0.0
-    opened: bool = False  # the listener has it
+    opened: trio.Event = field(factory=trio.Event)  # the listener has it
     headers: answers.Headers = ()
     refusal: answers.Refusal | None = None  # as soon as its head is known: time may run out
     ended: bool = False  # the engine's side of the connection is at its end
+    over: bool = False  # the stream came to its end before the listener had it
     more: bool = False
     told_more: bool = False
     failure: Failure | None = None
@@ -100,6 +101,9 @@ class _Events:
 
     async def _keep(self, keeper: Keeper) -> None:
         resumption = await keeper.resume(self.headers)
+        if self.over:
+            # What came of it counts, and what happened since the stream's end is in the gap.
+            resumption = evolve(resumption, complete=False)
         if keeper.unsure_from_ns is not None:
             self.listener.recovered([], unsure_from_ns=keeper.unsure_from_ns)
         self._open(resumption)
@@ -108,7 +112,8 @@ class _Events:
     def _open(self, resumption: Resumption | None) -> None:
         """Tell that the stream is open, and hand on what was held."""
         assert self.accepted is not None
-        self.opened = True
+        assert not self.opened.is_set()
+        self.opened.set()
         date_ns = self.accepted.date_ns
         if date_ns is not None:  # meanwhile the engine's clock went on
             date_ns += int((trio.current_time() - self.accepted_s) * 1e9)
@@ -133,12 +138,17 @@ class _Events:
             # Half an event is no event, but it has come: the stream shows it as unparsed.
             self.more = False
             self._hand_on(splitter.finish())
-            if not self.opened:
-                self._open(Resumption())
+            if not self.opened.is_set():
+                # The resume may be in its last step, and takes for told what it has found: it
+                # alone tells, at once.
+                assert self.keeper is not None
+                self.over = True
+                self.keeper.hurry()
+                await self.opened.wait()
             raise
 
     def _hand_on(self, messages: list[bytes]) -> None:
-        if not self.opened:
+        if not self.opened.is_set():
             assert self.keeper is not None
             self.keeper.hold(messages)
             return
@@ -178,6 +188,7 @@ class _Events:
             Opened(answers.date_ns(self.headers), trust),
             trio.current_time(),
         )
+        self.listener.replied()
 
     async def _answer(self) -> h11.Response:
         first = b""
@@ -203,7 +214,7 @@ class _Events:
             raise ConnectionFailed(faults.broken(exc, opened=accepted)) from exc
         self.more = unread(self.stream, len(data))
         self.ended = not data
-        if self.opened and data:
+        if self.opened.is_set() and data:
             self.listener.heard()
             if self.keeper is not None:
                 self.keeper.heard()

@@ -107,7 +107,11 @@ class Keeper:
         self._held += messages
         self._held_size += sum(map(len, messages))
         if self._held_size > MAX_HELD:
-            self._hurry.cancel()
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Have a resume end at once, with what it has."""
+        self._hurry.cancel()
 
     def release(self) -> list[bytes]:
         """Return what was held, and hold nothing more."""
@@ -144,7 +148,7 @@ class Keeper:
         self._offset_ns = self.now_ns() - self._opened_ns
         snapshot: Snapshot | None = None
         synthetic: list[bytes] = []
-        why = "too much came meanwhile"
+        why = "too much came meanwhile, or the stream ended"
         try:
             with self._hurry:
                 async with self.aside(RESUME_PATIENCE_S, urgent=True) as stream:
@@ -301,7 +305,7 @@ class Keeper:
         audit = self._audit = Audit.begin(seen)
         try:
             try:
-                snapshot = await self._question()
+                snapshot = await self._question(listener)
             except NoPermit:
                 self._times.put_off(trio.current_time())
                 return
@@ -362,8 +366,8 @@ class Keeper:
         for place in missing:  # a backlog can be longer than this memory
             seen.add(snapshot.digests[place], times[place])
 
-    async def _question(self) -> Snapshot:
-        """Read the engine's memory on a side connection, if it answers at all.
+    async def _question(self, listener: Listener) -> Snapshot:
+        """Read the engine's memory on a side connection, if it answers at all: `listener` hears so.
 
         Raises NoPermit, and ConnectionFailed: silent when it did not answer in time.
         """
@@ -376,11 +380,14 @@ class Keeper:
                     with trio.move_on_after(ANSWER_S) as deadline:
                         if self._pings:
                             self._pings = await engine.ping()
+                            listener.replied()
                             if not self._pings:
                                 # Behind some proxies a connection takes one question only.
                                 continue
                         doing = "a question for its events"
-                        return await self._snapshot(engine)
+                        snapshot = await self._snapshot(engine)
+                        listener.replied()
+                        return snapshot
                 if deadline.cancelled_caught:
                     break
         except ConnectionFailed as exc:

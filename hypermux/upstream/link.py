@@ -82,6 +82,9 @@ class Owner(Protocol):
     def link_heard(self, link: Link) -> None:
         """Bytes came over the link."""
 
+    def link_replied(self, link: Link) -> None:
+        """The upstream answered beside the link; see `Listener.replied`."""
+
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """Whole messages came over the link, in order; `link.more` says whether more are there."""
 
@@ -173,6 +176,10 @@ class Link:
     def heard(self) -> None:
         """See `Listener`."""
         self.owner.link_heard(self)
+
+    def replied(self) -> None:
+        """See `Listener`."""
+        self.owner.link_replied(self)
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         """See `Listener`."""

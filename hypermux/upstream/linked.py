@@ -94,9 +94,18 @@ class Linked:
         return self.source.endpoint.address
 
     async def _wait_for_change(self, until_s: float = inf) -> None:
+        """Wait for a change, or the end of a wait. Once a link proves healthy is a change, too.
+
+        That is so when it has been open for long enough, whether it brings anything or not: the
+        dead are found by pings and audits.
+        """
         self._changed = trio.Event()
-        with trio.move_on_at(until_s):
+        healthy_at = self.lifecycle.healthy_at()
+        with trio.move_on_at(until_s if healthy_at is None else min(until_s, healthy_at)):
             await self._changed.wait()
+        healthy_at = self.lifecycle.healthy_at()
+        if healthy_at is not None and trio.current_time() >= healthy_at:
+            self.lifecycle.healthy(trio.current_time())
 
     def _dial(self, nursery: trio.Nursery) -> Link:
         """Begin the only link of the source."""
@@ -197,12 +206,12 @@ class Linked:
         self._changed.set()
 
     def link_heard(self, link: Link) -> None:
-        """See `Owner`. A peer is healthy when it has been alive for long enough."""
+        """See `Owner`."""
         link.heard_ns = self.counters.heard_ns = self.clock.now_ns()
-        if link is self.link:
-            healthy_at = self.lifecycle.healthy_at()
-            if healthy_at is not None and trio.current_time() >= healthy_at:
-                self.lifecycle.healthy(trio.current_time())
+
+    def link_replied(self, link: Link) -> None:
+        """See `Owner`. When an outage began, the link's own bytes say alone."""
+        self.counters.heard_ns = self.clock.now_ns()
 
     def link_received(self, link: Link, messages: list[bytes]) -> None:
         """See `Owner`."""

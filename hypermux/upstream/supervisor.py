@@ -28,6 +28,7 @@ from hypermux.upstream.docker_memory import Keeper
 from hypermux.upstream.docker_snapshot import Memory
 from hypermux.upstream.filewatch import FileWatch
 from hypermux.upstream.gate import Gate
+from hypermux.upstream.groups import is_cancellation
 from hypermux.upstream.keys import KeyRing
 from hypermux.upstream.link import Observer, Transport
 from hypermux.upstream.pacing import PacedDialer
@@ -96,11 +97,12 @@ class Transports:
             await stream_docker(
                 source, dialer=dialer, listener=listener, settings=self.settings, keeper=keeper
             )
-        except (ConnectionFailed, trio.Cancelled):
+        except ConnectionFailed:
             raise
-        except BaseException:
-            # A fault of ours: what was remembered as handed on may not have been.
-            memory.recollection = Recollection(engine=memory.recollection.engine)
+        except BaseException as exc:
+            if not is_cancellation(exc):
+                # A fault of ours: what was remembered as handed on may not have been.
+                memory.recollection = Recollection(engine=memory.recollection.engine)
             raise
 
     def _paced(self, source: Source) -> Dialer:

@@ -75,6 +75,12 @@ class Listener(Protocol):
     def heard(self) -> None:
         """Bytes came, whatever they mean."""
 
+    def replied(self) -> None:
+        """The upstream answered a question beside its stream: that says nothing of the stream.
+
+        Also before it is open: the request for the stream itself was answered.
+        """
+
     def received(self, messages: list[bytes], *, more: bool) -> None:
         """Whole messages came, in order; `more`: the read did not empty the socket."""
 

@@ -8,7 +8,7 @@ after a close by the server the library leaves it open.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
 import h11
@@ -25,6 +25,7 @@ from hypermux.model.accounts import Credential
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream import dialing
 from hypermux.upstream.diverting import DivertingStream
+from hypermux.upstream.groups import is_cancellation, leaves
 from hypermux.upstream.transport import Dialer, Listener
 
 # How long a server may take to answer our goodbye when we stop: several round trips of the longest
@@ -70,7 +71,7 @@ async def stream_websocket(
     except BaseException as exc:
         with trio.move_on_after(GOODBYE_S, shield=True) as unanswered:
             await stream.close(1000)
-            if _is_cancellation(exc):  # otherwise a fault of ours: it may meet what comes too
+            if is_cancellation(exc):  # otherwise a fault of ours: it may meet what comes too
                 await stream.read_out()
         if unanswered.cancelled_caught:
             listener.unanswered()
@@ -203,7 +204,7 @@ async def _part(stream: DivertingStream, control: _Control) -> NoReturn:
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> ConnectionFailed | None:
     """Return why the connection ended; None when it was cancelled, or by a fault of ours."""
-    for exc in _leaves(group):
+    for exc in leaves(group):
         if isinstance(exc, ConnectionFailed):
             return exc
         if isinstance(exc, (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeError)):
@@ -223,16 +224,3 @@ def _library_reason(exc: BaseException) -> str:
             return printable(str(at))
         at = at.__context__
     return printable(str(exc))
-
-
-def _is_cancellation(exc: BaseException) -> bool:
-    leaves = _leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc]
-    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for exc in group.exceptions:
-        if isinstance(exc, BaseExceptionGroup):
-            yield from _leaves(exc)
-        else:
-            yield exc

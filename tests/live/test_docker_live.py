@@ -47,6 +47,9 @@ class Heard:
     def heard(self) -> None:
         pass
 
+    def replied(self) -> None:
+        pass
+
     def received(self, messages: list[bytes], *, more: bool) -> None:
         self.messages += messages
         self._change()

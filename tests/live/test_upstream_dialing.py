@@ -352,6 +352,9 @@ class Quiet:
     def heard(self) -> None:
         raise AssertionError
 
+    def replied(self) -> None:
+        raise AssertionError
+
     def received(self, messages: list[bytes], *, more: bool) -> None:
         raise AssertionError
 

@@ -37,8 +37,9 @@ class ScriptedEngine:
     """What a test makes happen goes to the ring and to whoever streams.
 
     `mute` answers nothing at all; `statuses` are answers to paths that are not 200; `held` answers
-    to other questions than `/events` come when the event is set. `closes` ends each connection
-    behind its answer. `podman` gives a backlog by time.
+    to other questions than `/events` come when the event is set, and to single paths when theirs
+    of `held_paths` is. `closes` ends each connection behind its answer. `podman` gives a backlog by
+    time.
     """
 
     podman: bool = False
@@ -47,6 +48,7 @@ class ScriptedEngine:
     date: bool = True
     statuses: dict[str, int] = field(factory=dict)
     held: trio.Event | None = None
+    held_paths: dict[str, trio.Event] = field(factory=dict)
     ring: deque[bytes] = field(factory=lambda: deque(maxlen=256))
     containers: dict[str, dict[str, Any]] = field(factory=dict)
     requests: list[str] = field(factory=list)
@@ -113,6 +115,8 @@ class ScriptedEngine:
         if self.held is not None:
             await self.held.wait()
         name = "ring" if path == "/events" else path
+        if name in self.held_paths:
+            await self.held_paths[name].wait()
         status, body = self.statuses.get(name, 200), b"OK"
         if path == "/events":
             body = b"".join(event + b"\n" for event in self._remembered(query))

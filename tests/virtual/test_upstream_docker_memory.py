@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from hypermux.core.filters import Filters
 from hypermux.core.limiter import Allocator, Rank
 from hypermux.core.recollection import Recollection
 from hypermux.core.resume import AUDIT_EVENTS, AUDIT_MIN_S, AUDIT_S
-from hypermux.model.accounts import Cap, Endpoint, Limits, SourceId
+from hypermux.model.accounts import Cap, Endpoint, Limits, SourceId, Tls
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream import docker_memory
 from hypermux.upstream.aside import Asides
@@ -53,6 +54,8 @@ class World:
     engine: ScriptedEngine
     source: Source = SOURCE
     slots: int | None = None
+    # When set, side connections that were dialed meanwhile are refused.
+    refused: trio.Event | None = None
     memory: Memory = field(init=False)
     gate: Gate = field(init=False)
 
@@ -72,7 +75,7 @@ class World:
     async def connected(self) -> AsyncIterator[Life]:
         """Connect, holding a slot as a source does."""
         one = Life(Listening())
-        dialer = PairDialer(self.nursery, self.engine.serve)
+        dialer = RefusedAside(self.nursery, self.engine.serve, refused=self.refused)
         keeper = Keeper(
             source=self.source,
             memory=self.memory,
@@ -103,6 +106,17 @@ class World:
             yield one
             nursery.cancel_scope.cancel()
         self.gate.release(self.source.id)
+
+
+@define(eq=False)
+class RefusedAside(PairDialer):
+    refused: trio.Event | None = None
+
+    async def dial(self, endpoint: Endpoint, tls: Tls) -> trio.abc.Stream:
+        if self.dialed and self.refused is not None:
+            await self.refused.wait()
+            raise ConnectionFailed(Failure(FailureKind.CONNECT, "it stops"))
+        return await super().dial(endpoint, tls)
 
 
 @define(eq=False)
@@ -321,6 +335,81 @@ async def test_an_end_while_holding_hands_on_what_was_held(
             assert one.failure is not None
             assert one.failure.kind is FailureKind.EOF
     assert the.gate.allocator.held == 0
+
+
+@pytest.mark.parametrize("steps", range(0, 24, 3))
+async def test_an_end_in_the_moment_of_the_answer_is_told_once_and_loses_nothing(
+    autojump_clock: trio.testing.MockClock, steps: int
+) -> None:
+    """Wherever in the resume's last steps the stream ends."""
+    for _ in range(5):  # trio takes turns by chance
+        async with world(held=(gate := trio.Event())) as the:
+            the.know(seen := volume("seen"))
+            await the.engine.happen(seen, *(missed := events("missed", 2)))
+            async with the.connected() as one:
+                await trio.sleep(0.1)
+                gate.set()
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                await the.engine.cut()
+                await one.ended.wait()
+                assert one.heard.log.count("opened") == 1
+                told = one.resumption.replayed
+            async with the.connected() as one:
+                found = await one.opened()
+                assert found.complete
+                assert told + found.replayed == missed
+
+
+async def test_an_engine_that_stops_while_it_is_asked_is_told_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its stream ends, and the dial for the question fails, in one moment."""
+    for _ in range(20):  # trio takes turns by chance
+        async with world() as the:
+            the.know(volume("seen"))
+            the.refused = trio.Event()
+            async with the.connected() as one:
+                await trio.sleep(0.1)
+                the.refused.set()
+                await the.engine.cut()
+                await one.ended.wait()
+                assert one.heard.log == ["opened"]
+                assert one.resumption == Resumption()
+        assert the.gate.allocator.held == 0
+
+
+async def test_an_engine_whose_ring_was_read_when_its_stream_ends_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It stops while its containers are looked at: what it remembered may be nowhere else."""
+    async with world() as the:
+        the.know(volume("seen"), anchor=b"lost")
+        the.memory.recollection.seen.add(b"12345678", 1)
+        the.engine.held_paths["/containers/json"] = trio.Event()
+        await the.engine.happen(*(missed := events("missed", 2)))
+        async with the.connected() as one:
+            await trio.sleep(0.1)
+            await the.engine.cut()
+            await one.ended.wait()
+            assert (one.resumption.complete, one.resumption.replayed) == (False, missed)
+
+
+async def test_an_engine_that_answers_is_heard_of_by_its_audits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with world() as the, the.connected() as one:
+        await one.opened()
+        await trio.sleep(5 * AUDIT_S)
+        replies = one.heard.replies
+        assert len(replies) >= 1 + 2 * 4  # the stream's head; then a ping and an answer each
+        assert all(later - earlier < 1.1 * AUDIT_S for earlier, later in pairwise(replies))
+        assert "heard" not in one.heard.log
+        the.engine.statuses["ring"] = 500
+        before = len(replies)
+        await trio.sleep(2 * AUDIT_S)
+        assert len(replies) > before, "a ping's answer is one"
+        assert set(the.engine.requests[-2:]) == {"/_ping", "/events?since=0&until=0"}
 
 
 async def test_an_audit_finds_what_the_stream_left_out(

@@ -22,6 +22,7 @@ class Heard:
     messages: list[bytes] = field(factory=list)
     openings: list[Opened] = field(factory=list)
     mores: list[bool] = field(factory=list)
+    replies: list[float] = field(factory=list)  # when
     repeats: int = 0
     recoveries: list[tuple[list[bytes], int | None]] = field(factory=list)
 
@@ -33,6 +34,9 @@ class Heard:
 
     def heard(self) -> None:
         self.log.append("heard")
+
+    def replied(self) -> None:
+        self.replies.append(trio.current_time())
 
     def received(self, messages: list[bytes], *, more: bool) -> None:
         assert self.openings
