@@ -344,8 +344,11 @@ class Client(Iterator[Record]):
         first = _object(self._lines.popleft())
         if first.get("kind") != "subscribed":
             raise _fault(first)
-        self.cursor = _cursor(first)
-        self._epoch = self.cursor.partition(":")[0]
+        begun = _cursor(first)
+        self._epoch = begun.partition(":")[0]
+        # A cursor that was asked with stands until something has come: the first thing may be the
+        # gap that tells of records that were cut off, and behind it nobody is told again.
+        self.cursor = begun if asked["after"] in (None, "start", "live") else asked["after"]
         sock.settimeout(self._silence_s)
 
     def _receive(self) -> None:

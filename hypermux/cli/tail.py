@@ -117,7 +117,10 @@ def consume(
 
     def began(cursor: Cursor) -> None:
         _tell_cursor(cursor)
-        consumer.take(Block(b"", cursor))
+        # A cursor that was asked with stands until something has come: the first thing may be the
+        # gap that tells of records that were cut off, and behind it nobody is told again.
+        if request.get("after", "live") in ("start", "live"):
+            consumer.take(Block(b"", cursor))
 
     with contextlib.suppress(KeyboardInterrupt):
         if last is not None:

@@ -9,7 +9,9 @@ The parameters are the keys of a request line (`core.request`), as text:
     all others                 as in the request line; `filters` in Docker's form
 
 `Last-Event-ID` is where a reader of server-sent events goes on; it counts instead of `after`,
-because such readers ask again with the URL that they began with.
+because such readers ask again with the URL that they began with. `since` was where to begin the
+first time: a duration counts back from now, and what lies behind the place is wanted whatever its
+age.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Asked:
                 given["after"] = str(Cursor.parse(last))
             except ValueError as error:
                 raise BadRequest(f"Last-Event-ID: {error}") from None
+            given.pop("since", None)
         wanted = given.pop("format", None)
         if wanted is None:
             form = Format.SSE if _prefers_events(headers.get("accept", "")) else Format.NDJSON
@@ -177,7 +180,10 @@ class ServerSentEvents:
 
     def begin(self, request: Request, cursor: Cursor) -> bytes:
         """See `Form`."""
-        return _event("subscribed", subscribed_line(request, cursor), str(cursor))
+        # Behind a cursor the first record may be the gap that tells of records that were cut off:
+        # one who is cut off before it has to ask with the same cursor to be told again.
+        place = request.after if isinstance(request.after, Cursor) else cursor
+        return _event("subscribed", subscribed_line(request, cursor), str(place))
 
     def records(self, lines: bytes, epoch: str) -> bytes:
         """See `Form`."""

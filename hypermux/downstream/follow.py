@@ -185,25 +185,35 @@ def follow(
     """
     stream = Stream.open(path, request, before_wait, read_size)
     began(stream.cursor)
+    place = _begin(request, stream.cursor)
     left: int | None = request.get("limit")
     while True:
         try:
             for block in stream.blocks():
                 if left is not None:
                     left -= block.lines.count(b"\n")
+                place = block.cursor
                 yield block
         finally:
             stream.close()
         if stream.complete or left == 0:
             return
-        rest = {**request, "after": str(stream.cursor)}
+        rest = {**request, "after": str(place)}
         if left is not None:
             rest["limit"] = left
-        notice(
-            f"the service closed the connection; waiting for it, to read on from {stream.cursor}"
-        )
+        notice(f"the service closed the connection; waiting for it, to read on from {place}")
         stream = _reopen(path, rest, before_wait, read_size, sleep=sleep, rng=rng)
         notice("connected again")
+
+
+def _begin(request: Mapping[str, Any], subscribed: Cursor) -> Cursor:
+    """Return the place of a reader that was given nothing yet.
+
+    A cursor that was asked with counts, not the one that the service begins at: what comes first
+    may be the gap that tells of records that were cut off, and only the former has it told again.
+    """
+    after = request.get("after")
+    return subscribed if after in (None, "start", "live") else Cursor.parse(after)
 
 
 def _reopen(

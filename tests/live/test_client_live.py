@@ -217,6 +217,17 @@ class TestRestarts:
             assert [r.cursor for r in records] == ["old:2", "new:1", "new:2"]
         assert service.requests[1]["after"] == "old:2"
 
+    def test_a_cursor_stands_until_something_came(self, start: Start) -> None:
+        """Or who is cut off before the gap for rewritten records is never told of them."""
+        rewritten = record(1, Gap(NS, NS, "rewritten", "possible"))
+        service = start(
+            [subscribed("new:1")],
+            [subscribed("new:1"), rewritten, record(2), end("new:2")],
+        )
+        with Client(service.path, after="old:2") as records:
+            assert [r.cursor for r in records] == ["new:1", "new:2"]
+        assert [r["after"] for r in service.requests] == ["old:2", "old:2"]
+
     def test_a_service_that_is_not_there_yet(self, folder: Path) -> None:
         path = folder / "h.sock"
         services: list[Service] = []

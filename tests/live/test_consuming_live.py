@@ -202,6 +202,18 @@ class TestCursorFile:
         tail(service.path, "--cursor-file", file)
         assert file.read_text().strip() == "ep:4"
 
+    def test_a_cursor_stays_until_something_has_come(self, start: Start, folder: Path) -> None:
+        """What comes first may be the gap for rewritten records: it is told of an older epoch."""
+        file = folder / "cursor"
+        file.write_text("old:9\n")
+        service = start([subscribed("new:4") + record(4)], hold=True)
+        command = [*HYPERMUX, "tail", "--socket", str(service.path), "--cursor-file", str(file)]
+        failing = ["--exec", "touch tried; exit 1"]
+        with process(*command, *failing, cwd=folder, stderr=subprocess.DEVNULL) as child:
+            wait_until((folder / "tried").exists, "the command")
+            child.kill()
+        assert file.read_text().strip() == "old:9"
+
     @pytest.mark.parametrize(
         ("arguments", "content", "words"),
         [

@@ -242,6 +242,20 @@ class TestFollow:
         assert "read on from ep:6" in notices[0]
         assert len(naps) == 2
 
+    def test_a_cursor_stands_until_something_came(self, start: Start) -> None:
+        """Or who is cut off before the gap for rewritten records is never told of them."""
+        rewritten = record(1, Gap(NS, NS, "rewritten", "possible"))
+        service = start([subscribed("new:1")], [subscribed("new:1"), rewritten + end("new:1")])
+        blocks = follow(
+            service.path,
+            {"after": "old:2"},
+            notice=unheard,
+            sleep=lambda _: None,
+            rng=random.Random(1),
+        )
+        assert b"".join(block.lines for block in blocks) == rewritten
+        assert [r["after"] for r in service.requests] == ["old:2", "old:2"]
+
     def test_it_waits_for_a_service_that_is_away(self, folder: Path) -> None:
         path = folder / "h.sock"
         first = Service(path, [subscribed("ep:0"), record(1)])

@@ -76,6 +76,19 @@ def test_last_event_id_is_where_it_goes_on() -> None:
         Asked.parse("", {"last-event-id": "start"}, NOW)
 
 
+def test_who_was_away_for_longer_than_since_gets_what_came_meanwhile() -> None:
+    asked = Asked.parse("since=10m", {"last-event-id": "ep:12"}, NOW)
+    assert asked.request == Request(Cursor("ep", 12), heartbeat_s=None)
+    assert Asked.parse("since=10m", {}, NOW).request.selection.since_ns == NOW - 600 * 10**9
+
+
+def test_the_place_of_a_cursor_stands_until_something_came() -> None:
+    """Or a reader that is cut off before the gap that tells of a rewritten end never gets it."""
+    begun = FORMS[Format.SSE].begin(Request(Cursor("old", 12)), Cursor("new", 9))
+    assert begun.startswith(b"id: old:12\n")
+    assert b'"cursor":"new:9"' in begun
+
+
 @pytest.mark.parametrize(
     ("query", "accept", "expected"),
     [
