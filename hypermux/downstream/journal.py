@@ -101,12 +101,13 @@ class Journal:
         new_epoch: Callable[[], str],
         now_ns: int,
         boot: str = "",
+        which: Callable[[Path], tuple[int, ...]] = lambda _: (),
     ) -> Journal:
         """Lock the journal in `directory`, recover it or begin it, and make it ready to append.
 
         `new_epoch` gives a name that was never used, `boot` names the machine's present boot
-        (empty: unknown). Raises Unreachable while another process holds the journal, DamagedData,
-        DiskFault.
+        (empty: unknown); `which` tells a file from its copies. Raises Unreachable while another
+        process holds the journal, DamagedData, DiskFault.
         """
         with translated(directory, "open the journal in"):
             storage.prepare(directory)
@@ -117,10 +118,11 @@ class Journal:
                     f"another hypermux holds {directory}: stop it, or set another state_dir"
                 ) from None
         try:
-            opening = Opening(
-                directory, storage, settings.fsync, new_epoch, now_ns, boot or "unknown"
-            )
             with translated(directory, "open the journal in"):
+                held = which(directory / LOCK)
+                opening = Opening(
+                    directory, storage, settings.fsync, new_epoch, now_ns, boot or "unknown", held
+                )
                 found = opening.run()
                 retention = Retention.begin(directory, storage, settings, found.first_seq)
         except BaseException:

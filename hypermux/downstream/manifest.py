@@ -20,6 +20,7 @@ _FORMAT = 1
 class Manifest:
     """`journal.toml`: the epochs in the order they began, each with its wall time for people.
 
+    `lock` is which lock file its writer held last, in the system's numbers: those of a copy differ.
     `unsynced_boot` is set while a writer runs that leaves syncing to the system: the boot it runs
     under. Found at a start under another boot, records that were shown may be gone.
     """
@@ -27,6 +28,7 @@ class Manifest:
     epochs: tuple[Epoch, ...]
     began: tuple[str, ...]
     unsynced_boot: str | None = None
+    lock: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Manifest:
@@ -38,17 +40,20 @@ class Manifest:
             tables = data["epochs"]
             epochs = tuple(Epoch(str(t["epoch"]), int(t["first_seq"])) for t in tables)
             began = tuple(str(t.get("began", "")) for t in tables)
+            lock = tuple(int(number) for number in data.get("lock", ()))
         except (KeyError, TypeError, ValueError) as exc:
             raise ValueError(f"the list of epochs is not whole: {exc!r}") from None
         if not epochs:
             raise ValueError("there is no epoch")
-        return cls(epochs, began, data.get("unsynced_boot"))
+        return cls(epochs, began, data.get("unsynced_boot"), lock)
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""
         data: dict[str, Any] = {"format": _FORMAT}
         if self.unsynced_boot is not None:
             data["unsynced_boot"] = self.unsynced_boot
+        if self.lock:
+            data["lock"] = list(self.lock)
         data["epochs"] = [
             {"epoch": epoch.name, "first_seq": epoch.first_seq, "began": began}
             for epoch, began in zip(self.epochs, self.began, strict=True)

@@ -2,9 +2,9 @@
 
 A new epoch begins whenever records may be gone that a reader has seen, or that stood in a file
 which was taken away: after a cut; when `current.ndjson` points past the last segment; when the
-machine went down under `fsync = "never"`. Each step is on disk before the next relies on it: cut
-bytes are saved and the new epoch is written before the cut itself, so a start that is interrupted
-is simply made again.
+machine went down under `fsync = "never"`; when the directory is a copy. Each step is on disk before
+the next relies on it: cut bytes are saved and the new epoch is written before the cut itself, so a
+start that is interrupted is simply made again.
 
 The last segment is read in blocks. Behind a mark (the `.index` of a segment that is written to) it
 is read as lines; before it only its checksum is looked at, which is twenty times as fast and finds
@@ -13,9 +13,13 @@ any damage as surely. What is not known to be synced is written again: see `Stor
 A copy of the directory is a journal, too: one made with `cp -a` or `rsync` while the service ran,
 or a backup put back, on this machine or another. The lock is the system's, not the file's, so one
 that came along is free. A last line that was being written is cut off, and a segment copied before
-its mark is short, not damaged; both begin an epoch. Readers that have seen more than the copy holds
-are told so, by their cursor. A segment that ended just then may lack its end in the copy: `hypermux
-journal verify` says so, and copying once more brings it.
+its mark is short, not damaged. However whole a copy is, it begins an epoch: the original may have
+gone on, and its numbers must not come again in their epoch, or a reader that has seen more than the
+copy holds would one day go on behind other records. It is told so, by its cursor. What tells a copy
+is its lock file, of which `journal.toml` says which one it was: nobody can copy a file's number and
+the time of its last change. (A snapshot of a whole file system put back has both.) A segment that
+ended just then may lack its end in the copy: `hypermux journal verify` says so, and copying once
+more brings it.
 """
 
 from __future__ import annotations
@@ -108,7 +112,8 @@ class Opened:
 class Opening:
     """One start of a journal, under its lock; `run` is the order of it.
 
-    `boot` names the machine's present boot, `fsync` is as in `JournalSettings`.
+    `boot` names the machine's present boot, `lock` is which lock file is held, empty when nobody
+    knows; `fsync` is as in `JournalSettings`.
     """
 
     directory: Path
@@ -117,6 +122,7 @@ class Opening:
     new_epoch: Callable[[], str]
     now_ns: int
     boot: str
+    lock: tuple[int, ...] = ()
 
     def run(self) -> Opened:
         """Recover what is there, or begin anew. Raises DamagedData, DiskFault, OSError."""
@@ -135,6 +141,7 @@ class Opening:
             index = Index.empty(manifest.epochs[-1].first_seq)
         position = Position(index.first_seq, index.size, index.last_seq)
         manifest = evolve(manifest, unsynced_boot=self.boot if self.fsync == "never" else None)
+        manifest = evolve(manifest, lock=self.lock or manifest.lock)
         if segments:
             # In this order: an earlier boot's mark goes when what it stands for is synced.
             file = self._reopen(position)
@@ -212,12 +219,14 @@ class Opening:
         # Two unknown boots are not known to be the same.
         lost = unsynced is not None and (unsynced != self.boot or unsynced == "unknown")
         missing = recovery.last_seq < durable
+        copied = bool(self.lock and manifest.lock) and manifest.lock != self.lock
         reasons = [
             text
             for holds, text in (
                 (cut, f"{cut} unsynced bytes were set aside"),
                 (taken_away, f"{newest} was taken away"),
                 (missing, f"records up to {durable} were taken away"),
+                (copied, "these files were copied: the original may have gone on"),
                 (lost, 'the machine may have gone down under fsync = "never"'),
             )
             if holds

@@ -169,6 +169,16 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def which_file(path: Path) -> tuple[int, ...]:
+    """Return what no copy of the file has: its number, and when it was last changed in any way.
+
+    The latter cannot be set, so that a new file with an old one's number is told from it, too; a
+    change of its owner makes it another. Raises OSError.
+    """
+    found = path.stat()
+    return found.st_ino, found.st_ctime_ns
+
+
 def settle(path: Path) -> None:
     """Return when what the file has is on the disk, written by whomever. Raises OSError."""
     file = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))

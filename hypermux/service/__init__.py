@@ -146,6 +146,7 @@ class Service:
                 new_epoch=seams.new_epoch,
                 now_ns=seams.clock.now_ns(),
                 boot=seams.boot,
+                which=seams.which,
             )
         )
         try:

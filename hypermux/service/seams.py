@@ -15,7 +15,7 @@ from attrs import define
 
 from hypermux.config.settings import Settings
 from hypermux.core.clock import StreamClock
-from hypermux.downstream.storage import DiskStorage, Storage
+from hypermux.downstream.storage import DiskStorage, Storage, which_file
 from hypermux.downstream.walk import RunSync
 from hypermux.service.reloading import read_settings
 from hypermux.upstream.dialing import SocketDialer
@@ -50,6 +50,7 @@ class Seams:
     reader_runner: RunSync
     new_epoch: Callable[[], str]
     boot: str = ""
+    which: Callable[[Path], tuple[int, ...]] = lambda _: ()
     upkeep_runner: RunSync | None = None
     read_settings: Callable[[Path], Awaitable[Settings]] = read_settings
 
@@ -67,6 +68,7 @@ class Seams:
             upkeep_runner=in_thread(trio.CapacityLimiter(1)),
             new_epoch=partial(secrets.token_hex, 4),
             boot=_boot_id(),
+            which=which_file,
         )
 
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import errno
 import itertools
 import resource
+import shutil
 import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,11 +20,11 @@ from hypermux.core.segments import segment_name, sources_name
 from hypermux.downstream.journal import LOCK, Journal
 from hypermux.downstream.manifest import MANIFEST
 from hypermux.downstream.memory import MemoryStorage
-from hypermux.downstream.reading import JournalReader
-from hypermux.downstream.storage import DiskStorage, Storage, write_all
+from hypermux.downstream.reading import JournalReader, Rewritten, resolve_cursor
+from hypermux.downstream.storage import DiskStorage, Storage, which_file, write_all
 from hypermux.model.accounts import SourceId
 from hypermux.model.errors import DamagedData, DiskFault, Unreachable
-from hypermux.model.records import Event, StateChange
+from hypermux.model.records import Cursor, Event, StateChange
 
 HERE = Path("/j")
 SMALL = JournalSettings(segment_size=600)
@@ -668,3 +670,40 @@ def test_records_that_a_mark_knows_and_the_file_has_no_more_begin_an_epoch() -> 
     del file.data[len(file.data) - len(first) :]
     again = open_journal(storage, BIG)
     assert (again.next_seq, again.epoch_reason) == (9, "records up to 12 were taken away")
+
+
+def test_a_copy_begins_an_epoch_however_whole_it_is(tmp_path: Path) -> None:
+    """Or the numbers that the original went on with would come again, and readers skip records."""
+
+    def open_it(directory: Path, name: str) -> Journal:
+        journal = Journal.open(
+            directory,
+            DiskStorage(),
+            evolve(SMALL, keep_free=0),
+            new_epoch=lambda: name,
+            now_ns=10**18,
+            which=which_file,
+        )
+        write(journal, 3)
+        journal.close()
+        return journal
+
+    original, backup, place = tmp_path / "original", tmp_path / "backup", tmp_path / "moved"
+    assert open_it(original, "e1").epoch == "e1"
+    shutil.copytree(original, backup)
+    seen = Cursor(open_it(original, "e2").epoch, 6)
+    assert seen.epoch == "e1"
+    # Moved within a file system it is the same; and a file may get a removed one's number.
+    original.rename(place)
+    assert open_it(place, "e3").epoch == "e1"
+    shutil.rmtree(place)
+    shutil.copytree(backup, place)
+    restored = open_it(place, "e4")
+    assert (restored.epoch, restored.epoch_reason) == (
+        "e4",
+        "these files were copied: the original may have gone on",
+    )
+    found = resolve_cursor(seen, restored.epochs, restored.next_seq)
+    assert isinstance(found, Rewritten)
+    assert (found.after, found.count) == (3, 3)
+    assert open_it(place, "e5").epoch == "e4"
