@@ -173,7 +173,9 @@ class Auditor:
     """Takes records, gives a report.
 
     `coverage` is what was true before the first of them. `removed_ns`: records before that are no
-    longer kept (None: none are missing).
+    longer kept (None: none are missing). `blind`: nothing says what was true before the first
+    record, so every source that is met counts as one that was there; rather a doubt than a false
+    "complete".
     """
 
     since_ns: int
@@ -181,6 +183,7 @@ class Auditor:
     wanted: Callable[[SourceId], bool]
     coverage: Coverage = field(factory=Coverage)
     removed_ns: int | None = None
+    blind: bool = False
     _through_ns: int = field(init=False)
     _wall_ns: int = field(init=False)
     _sources: dict[SourceId, _Source] = field(init=False)
@@ -216,7 +219,7 @@ class Auditor:
         if source is None:
             if not self.wanted(parsed.source):
                 return
-            source = self._sources[parsed.source] = _Source()
+            source = self._sources[parsed.source] = _Source(life_ns=0 if self.blind else None)
         if parsed.kind is not Kind.EVENT:  # most are, and need no more than their head
             item = parsed.item
             if isinstance(item, StateChange):
@@ -269,7 +272,7 @@ class Auditor:
             if not running:
                 told.append((unknown, "no service runs", "not received", None))
                 away.append(unknown)
-        if self.removed_ns is not None and name in self._before:
+        if self.removed_ns is not None and (self.blind or name in self._before):
             span = Span(interval.from_ns, self.removed_ns - 1)
             if span.length_ns > 0:
                 told.append((span, "retention", "no longer kept", None))

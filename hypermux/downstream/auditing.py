@@ -62,7 +62,10 @@ def audit(
     removed_ns = None
     if at == 0 and onlooker.segments[0] > 1 and oldest_ns is not None and since_ns < oldest_ns:
         removed_ns = oldest_ns
-    auditor = Auditor(since_ns, until_ns, wanted, coverage, removed_ns)
+    blind = removed_ns is not None and coverage is None
+    auditor = Auditor(
+        since_ns, until_ns, wanted, coverage or Coverage(), removed_ns=removed_ns, blind=blind
+    )
     for block in _blocks(onlooker, onlooker.segments[at] - 1):
         if auditor.needs(block):
             for parsed in _records(block):
@@ -79,15 +82,18 @@ def _came_ns(onlooker: Onlooker, segment: int) -> int | None:
         return first_received_ns(onlooker.storage, onlooker.directory, segment)
 
 
-def _coverage(onlooker: Onlooker, at: int) -> tuple[int, Coverage]:
-    """Return what was true before a segment, or before an earlier one that still says so."""
+def _coverage(onlooker: Onlooker, at: int) -> tuple[int, Coverage | None]:
+    """Return what was true before a segment, or before an earlier one that still says so.
+
+    None when nothing says it: a segment that was begun when the disk refused has no such file.
+    """
     for index in range(at, -1, -1):
         path = onlooker.directory / sources_name(onlooker.segments[index])
         try:
             return index, Coverage.from_bytes(onlooker.storage.read(path))
         except (OSError, BadLine):
             continue
-    return 0, Coverage()
+    return 0, None
 
 
 def _known_ns(onlooker: Onlooker, now_ns: int) -> int | None:

@@ -130,6 +130,18 @@ def test_what_retention_took_is_not_complete(tmp_path: Path) -> None:
     assert audit(tmp_path, None, 289).verdict is Verdict.COMPLETE
 
 
+def test_what_retention_took_is_not_complete_when_nothing_says_what_was_before(
+    tmp_path: Path,
+) -> None:
+    made(tmp_path, COUNT)
+    first, second, *_ = segments(tmp_path)
+    first.unlink()
+    (tmp_path / f"{second.name[:20]}.sources").unlink()
+    report = audit(tmp_path, 1, 289)
+    assert report.verdict is Verdict.INCOMPLETE
+    assert {loss.cause for source in report.sources for loss in source.losses} == {"retention"}
+
+
 def test_damage_is_said(tmp_path: Path) -> None:
     made(tmp_path, COUNT)
     flip(segments(tmp_path)[-2], 300)
