@@ -6,7 +6,9 @@ a later time than place, so reading begins SLACK earlier; what was recorded late
 replay) has an earlier one, so an `until` that has passed is read to the journal's present end.
 
 An end asks the sequencer to have shown what was received by then: events wait for each other for
-moments, and `--until 0s` right behind a command is to show what it did.
+moments, and `--until 0s` right behind a command is to show what it did. Where that does not come
+about (a disk that refuses), what there is is sent, and the answer is cut off: who has not got all
+of it has to see that.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ SLACK_NS = 60 * _SECOND
 # What happened by `until` is received a little later.
 ON_ITS_WAY_NS = _SECOND // 10
 # How long an end waits for what was received to be shown: an event's longest hold (2 s) and a
-# commit on a slow disk.
+# commit on a slow disk; beside the time between two syncs.
 SETTLE_S = 5.0
 
 # Go's names for what this machine is.
@@ -65,6 +67,7 @@ class Engine:
     places: Places
     now_ns: Callable[[], int]
     settle: Callable[[int], Awaitable[None]]
+    settle_s: float = SETTLE_S
 
     @property
     def table(self) -> Table[Handler]:
@@ -141,10 +144,12 @@ class Engine:
                 if block is None:
                     return
                 await send(show(block))
-            await self._settled(query.until_ns + ON_ITS_WAY_NS)
+            settled = await self._settled(query.until_ns + ON_ITS_WAY_NS)
             await stream.ask(Request(follow=False))
             while (block := await stream.next()) is not None:
                 await send(show(block))
+            if not settled:
+                raise Cut
         except StreamRefused:  # which is logged
             raise Cut from None
 
@@ -154,8 +159,9 @@ class Engine:
             return float("inf")
         return max(0, moment_ns - self.now_ns()) / _SECOND + 0.001
 
-    async def _settled(self, moment_ns: int) -> None:
-        with trio.move_on_after(self._seconds_to(moment_ns) + SETTLE_S) as scope:
+    async def _settled(self, moment_ns: int) -> bool:
+        with trio.move_on_after(self._seconds_to(moment_ns) + self.settle_s):
             await self.settle(moment_ns)
-        if scope.cancelled_caught:
-            log.warning("events asked for may be incomplete: not all is written that was received")
+            return True
+        log.warning("events asked for may be incomplete: not all is written that was received")
+        return False

@@ -28,7 +28,7 @@ from hypermux.core.histogram import Histogram
 from hypermux.core.intake import Budget
 from hypermux.core.merging import Merger
 from hypermux.downstream.activation import Passed
-from hypermux.downstream.engine import Engine
+from hypermux.downstream.engine import SETTLE_S, Engine
 from hypermux.downstream.horizon import Horizon
 from hypermux.downstream.http import Routes
 from hypermux.downstream.inbox import Inbox
@@ -279,8 +279,13 @@ class Service:
 
     def _routes(self, *, read_only: bool = False) -> Routes:
         """Return what HTTP can ask for, on the socket and (`read_only`) over TCP."""
+        fsync = self.settings.journal.fsync
         engine = Engine(
-            self.published, self.subscribers, self.seams.clock.now_ns, self.sequencer.settle
+            self.published,
+            self.subscribers,
+            self.seams.clock.now_ns,
+            self.sequencer.settle,
+            SETTLE_S + (0.0 if isinstance(fsync, str) else fsync),
         )
         return own_table(self, read_only=read_only), engine.table
 
