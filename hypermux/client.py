@@ -249,6 +249,7 @@ class Client(Iterator[Record]):
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._missing = self._over = False
+        self._fruitless = 0  # connections in a row that gave nothing
         self._closing = threading.Event()
 
     def __enter__(self) -> Client:
@@ -361,8 +362,10 @@ class Client(Iterator[Record]):
             if not self._reconnect:
                 raise
             self._miss(error)
-            # Whoever accepts and closes at once is not to be asked in a tight loop.
-            self._closing.wait(self._rng.uniform(RETRY_MIN_S, 2 * RETRY_MIN_S))
+            # Whoever accepts and closes at once is asked less and less often.
+            ceiling = min(RETRY_MAX_S, RETRY_MIN_S * 2.0 ** min(self._fruitless + 1, 64))
+            self._closing.wait(self._rng.uniform(RETRY_MIN_S, ceiling))
+            self._fruitless += 1
 
     def _read(self, silent: str) -> None:
         """Take in what comes next; at the end the socket is gone. Raises Unavailable."""
@@ -392,6 +395,7 @@ class Client(Iterator[Record]):
 
     def _take(self, line: bytes) -> Record | None:
         """Return the record in a line; what the service itself says is heeded here."""
+        self._fruitless = 0
         if line.startswith(b'{"seq":'):
             record = Record.parse(line)
             cursor = f"{self._epoch}:{record.seq}"

@@ -187,9 +187,12 @@ def follow(
     began(stream.cursor)
     place = _begin(request, stream.cursor)
     left: int | None = request.get("limit")
+    fruitless = 0  # connections in a row that gave nothing: a journal that does not read, say
     while True:
+        fruitless += 1
         try:
             for block in stream.blocks():
+                fruitless = 0
                 if left is not None:
                     left -= block.lines.count(b"\n")
                 place = block.cursor
@@ -202,7 +205,7 @@ def follow(
         if left is not None:
             rest["limit"] = left
         notice(f"the service closed the connection; waiting for it, to read on from {place}")
-        stream = _reopen(path, rest, before_wait, read_size, sleep=sleep, rng=rng)
+        stream = _reopen(path, rest, before_wait, read_size, fruitless, sleep=sleep, rng=rng)
         notice("connected again")
 
 
@@ -221,11 +224,11 @@ def _reopen(
     request: Mapping[str, Any],
     before_wait: Wait,
     read_size: int,
+    attempt: int,
     *,
     sleep: Callable[[float], None],
     rng: random.Random,
 ) -> Stream:
-    attempt = 0
     while True:
         sleep(full_jitter(attempt, min_s=RETRY_MIN_S, max_s=RETRY_MAX_S, rng=rng))
         try:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -227,6 +228,23 @@ class TestRestarts:
         with Client(service.path, after="old:2") as records:
             assert [r.cursor for r in records] == ["new:1", "new:2"]
         assert [r["after"] for r in service.requests] == ["old:2", "old:2"]
+
+    def test_a_stream_that_always_breaks_is_asked_for_less_and_less_often(
+        self, start: Start
+    ) -> None:
+        begun = [subscribed("ep:4")]
+        service = start(*[begun] * 5, [*begun, record(5)], [subscribed("ep:5"), end("ep:5")])
+        ceilings: list[float] = []
+
+        class Chance(random.Random):
+            def uniform(self, a: float, b: float) -> float:
+                ceilings.append(b)
+                return 0
+
+        with Client(service.path) as records:
+            records._rng = Chance()
+            assert [r.seq for r in records] == [5]
+        assert ceilings == [0.002, 0.004, 0.008, 0.01, 0.01, 0.002]
 
     def test_a_service_that_is_not_there_yet(self, folder: Path) -> None:
         path = folder / "h.sock"

@@ -256,6 +256,20 @@ class TestFollow:
         assert b"".join(block.lines for block in blocks) == rewritten
         assert [r["after"] for r in service.requests] == ["old:2", "old:2"]
 
+    def test_a_stream_that_always_breaks_is_asked_for_less_and_less_often(
+        self, start: Start
+    ) -> None:
+        answers = [[subscribed("ep:4")]] * 20
+        service = start(
+            *answers, [subscribed("ep:4"), record(5)], [subscribed("ep:5"), end("ep:5")]
+        )
+        naps: list[float] = []
+        rng = random.Random(1)
+        list(follow(service.path, {}, notice=unheard, sleep=naps.append, rng=rng))
+        assert max(naps[:2]) < 2
+        assert 3 < sum(naps[8:20]) / 12 < 8
+        assert naps[20] < 0.5, "something came"
+
     def test_it_waits_for_a_service_that_is_away(self, folder: Path) -> None:
         path = folder / "h.sock"
         first = Service(path, [subscribed("ep:0"), record(1)])
