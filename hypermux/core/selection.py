@@ -32,10 +32,30 @@ _OF_READERS = ("retention", "rewritten")
 DEFAULT_KINDS = (Kind.EVENT, Kind.GAP, Kind.STATE, Kind.UNPARSED)
 
 
-def _compile(globs: Sequence[str]) -> re.Pattern[str] | None:
+# Names whose answer is kept: there are as many as sources, and no reader holds more than 100 KiB.
+_NAMES = 1000
+
+
+@define(eq=False)
+class _Globs:
+    """Any of some globs. A request has room for thousands, so each name is looked at once."""
+
+    pattern: re.Pattern[str]
+    _known: dict[str, bool] = field(factory=dict)
+
+    def match(self, name: str) -> bool:
+        found = self._known.get(name)
+        if found is None:
+            if len(self._known) >= _NAMES:
+                self._known.clear()
+            found = self._known[name] = self.pattern.match(name) is not None
+        return found
+
+
+def _compile(globs: Sequence[str]) -> _Globs | None:
     if not globs:
         return None
-    return re.compile("|".join(fnmatch.translate(g) for g in globs))
+    return _Globs(re.compile("|".join(fnmatch.translate(g) for g in globs)))
 
 
 @frozen
@@ -48,10 +68,10 @@ class Selection:
     filters: Filters = Factory(Filters)
     since_ns: int | None = None
     until_ns: int | None = None
-    _account: re.Pattern[str] | None = field(
+    _account: _Globs | None = field(
         init=False, repr=False, eq=False, default=Factory(lambda s: _compile(s.accounts), True)
     )
-    _region: re.Pattern[str] | None = field(
+    _region: _Globs | None = field(
         init=False, repr=False, eq=False, default=Factory(lambda s: _compile(s.regions), True)
     )
     _kinds: dict[str, None] = field(

@@ -330,6 +330,14 @@ class TestSelection:
     def test_what_passes(self, request_line: str, seqs: list[int]) -> None:
         assert select(request_line, *STREAM) == seqs
 
+    def test_there_may_be_more_names_than_are_kept(self) -> None:
+        selection = Selection(accounts=("a*7", "b"), regions=("r",))
+        for seq in [*range(1, 2200), *range(1, 2200)]:
+            line = Encoder().encode(
+                seq, event(), source=SourceId(f"a{seq}", "r"), at_ns=seq, received_ns=seq
+            )
+            assert selection.matches(line) == str(seq).endswith("7")
+
     def test_at_decides_and_not_time(self) -> None:
         line = encode(1, event(time_s=50))
         assert b'"at"' in line
