@@ -24,6 +24,7 @@ names is never shown: a container's label must not say whose it is.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -43,6 +44,8 @@ _TIME, _TIME_SIZE = b',"time":"', 30
 _ACCOUNT, _DURABLE, _EVENT = b',"account":', b',"durable":', b',"event":'
 _SEAL_SIZE = 19  # `,"crc":"`, 8 hex digits, `"}` and the line feed
 _ATTRIBUTES = b'"Attributes":{'
+# An escape that stands for a letter: nobody's encoder writes that.
+_spelled = re.compile(rb"\\u00[4-7]").search
 _LEGACY_TYPES = ("container", "image")
 # All of a record's times lie between these, and all that `rfc3339` makes have one length.
 _LEAST_NS, _LARGEST_NS = 0, parse_rfc3339("9999-12-31T23:59:59.999999999Z")
@@ -129,8 +132,10 @@ class EngineEvents:
             return self._converted(line, raw, ours)
         attributes = event.Actor.Attributes
         before, found, after = raw.partition(_ATTRIBUTES)
-        # No known key but one has an object of that name, so one place of it is the place.
-        if not found or _ATTRIBUTES in after or not _OURS.isdisjoint(attributes):
+        # No known key but one has an object of that name, so one place of it is the place; unless a
+        # key is there twice, or spelled with escapes: then readers differ in what it means.
+        twice = raw.count(b'"Attributes"') != 1 or raw.count(b'"Actor"') != 1
+        if not found or twice or _spelled(raw) or not _OURS.isdisjoint(attributes):
             return self._converted(line, raw, ours)
         if event.timeNano <= 0 or event.time <= 0:
             return self._converted(line, raw, ours)
@@ -283,7 +288,7 @@ def _docker_shape(event: Mapping[str, Any], time: str) -> tuple[dict[str, Any], 
         "Action": action,
         "Actor": {"ID": actor_id, "Attributes": attributes},
     }
-    shape |= {key: value for key, value in event.items() if key not in shape and key not in _KNOWN}
+    shape |= {key: value for key, value in event.items() if key.casefold() not in _KNOWN}
     time_ns = parse_rfc3339(time)
     seconds, nano = event.get("time"), event.get("timeNano")
     shape["time"] = seconds if _is_time(seconds) else time_ns // 10**9
@@ -291,11 +296,10 @@ def _docker_shape(event: Mapping[str, Any], time: str) -> tuple[dict[str, Any], 
     return shape, (action,) if status == action else (action, status)
 
 
-# Dialect B's own names, and what is written again whatever it was.
+# Dialect B's own names, and what is written again whatever it was. Clients in Go take a key in any
+# case for the one that they know.
 _LOWER = {"Name": "name", "Image": "image", "ExitCode": "exitCode"}
-_KNOWN = frozenset(
-    {"From", "Id", "Status", "Time", "TimeNano", "from", "id", "status", "time", "timeNano"}
-)
+_KNOWN = frozenset({"type", "action", "actor", "from", "id", "status", "time", "timenano"})
 
 
 def _is_time(value: object) -> bool:

@@ -247,6 +247,33 @@ def test_no_label_says_whose_an_event_is(raw: bytes) -> None:
     assert show(line(event(raw)), asking(label=["hypermux.account=prod"]))
 
 
+HEAD = b'{"Type":"volume","Action":"create","time":1,"timeNano":1,"Actor":'
+
+
+@pytest.mark.parametrize(
+    "actors",
+    [
+        b'{"ID":"a","Attributes":{"hypermux.account":"o"},"Attributes" :{}}',
+        b'{"ID":"a","Attributes":{"hypermux.account":"o","k":"v"},"\\u0041ttributes":{"k":"v"}}',
+        b'{"ID":"a","Attributes":{"hypermux.account":"o"}},"Actor" :{"ID":"a","Attributes" :{}}',
+        b'{"ID":"a","Attributes":{}},"actor":{"attributes":{"hypermux.account":"o"}}',
+        b'{"ID":"a","Attributes":{}},"ACTOR":{"ATTRIBUTES":{"hypermux.account":"o"}}',
+    ],
+)
+def test_a_key_that_readers_differ_about_breaks_and_spoofs_nothing(actors: bytes) -> None:
+    """Clients in Go take the last of two, in any case; and what is no JSON ends their streams."""
+    pairs: list[tuple[str, Any]] = []
+
+    def note(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs.extend((key.casefold(), value) for key, value in found)
+        return dict(found)
+
+    [shown] = EngineEvents(EventsQuery()).show(line(event(HEAD + actors + b"}")))
+    json.loads(shown, object_pairs_hook=note)
+    assert [value for key, value in pairs if key == "hypermux.account"] == ["prod"]
+    assert [key for key, _ in pairs].count("actor") == 1
+
+
 # Losses
 
 GAP = Gap(NOW - 5 * 10**9, NOW, "start", "possible")
