@@ -2,7 +2,8 @@
 
 An engine that is not read for 100 ms drops events without a word, and slows down for everyone:
 the reader hands bytes on by plain calls and reads again, whatever happens downstream. There is no
-ping on this stream; TCP keepalive (see `dialing`) finds a dead host.
+ping on this stream; TCP keepalive (see `dialing`) finds a dead host. Nor has it a goodbye: a host
+that is parted with may have been dead for as long as keepalive takes to find that out.
 
 With a keeper (`docker_memory`) the stream is first held, but read, until what the engine remembers
 has been compared with what was seen; then it is audited from time to time.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import NoReturn
 
 import h11
@@ -26,8 +28,11 @@ from hypermux.upstream import answers, dialing, faults
 from hypermux.upstream.diverting import READ_SIZE, read_body, unread
 from hypermux.upstream.docker_engine import WHO, events_target, request
 from hypermux.upstream.docker_memory import Keeper
+from hypermux.upstream.groups import is_cancellation
 from hypermux.upstream.transport import Dialer, Listener, Opened, Resumption
 
+# What keepalive takes at the most, TCP's own and that of ssh. Through a proxy it is the proxy's.
+_DEAD_S = 30.0
 _CUT = "the engine's connection ended in the middle of the stream: it stopped or restarts"
 
 
@@ -41,11 +46,18 @@ async def stream_docker(
 ) -> NoReturn:
     """Connect to the engine of `source` and hand its events to `listener` until the end.
 
-    Raises ConnectionFailed.
+    Raises ConnectionFailed. When cancelled it tells the listener that the host may have been dead.
     """
     stream = await dialer.dial(source.endpoint, source.tls)
+    events = _Events(stream, listener, source, keeper)
     try:
-        await _Events(stream, listener, source, keeper).read(settings)
+        await events.read(settings)
+    except BaseException as exc:
+        # A socket of this host ends with its engine, and is read to its end.
+        far = source.endpoint.scheme != "unix"
+        if far and events.opened.is_set() and is_cancellation(exc):
+            listener.unanswered(dead_s=_DEAD_S if source.endpoint.proxy is None else inf)
+        raise
     finally:
         await trio.aclose_forcefully(stream)
 

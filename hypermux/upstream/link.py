@@ -7,6 +7,7 @@ owner, the source's task, what happens to it; what that means is decided there.
 from __future__ import annotations
 
 import logging
+from math import inf
 from typing import Protocol
 
 import trio
@@ -103,7 +104,8 @@ class Link:
     """One connection. Monotonic times are seconds, stream times nanoseconds since 1970.
 
     `failure` is set when it has `ended`. `more`: its last read did not empty its socket.
-    `sign_offset_ns` is added to our clock for its signature.
+    `sign_offset_ns` is added to our clock for its signature. `dead_s`: for how long its peer can
+    have been dead at its end, if nothing is known but when it was heard.
     """
 
     source: Source
@@ -116,6 +118,7 @@ class Link:
     heard_ns: int = 0
     more: bool = False
     failure: Failure | None = None
+    dead_s: float = inf
     ended: trio.Event = field(factory=trio.Event)
     _scope: trio.CancelScope = field(factory=trio.CancelScope)
 
@@ -194,6 +197,7 @@ class Link:
         """See `Listener`."""
         self.owner.link_recovered(self, messages, unsure_from_ns)
 
-    def unanswered(self) -> None:
+    def unanswered(self, *, dead_s: float = inf) -> None:
         """See `Listener`."""
+        self.dead_s = dead_s
         self.failure = Failure(FailureKind.SILENT, "the server did not answer our goodbye")

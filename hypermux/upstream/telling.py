@@ -8,6 +8,7 @@ Certainty is `possible`: nobody can know whether there was anything to miss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Literal
 
 from attrs import define, frozen
@@ -129,7 +130,10 @@ class Teller:
     def _fall(self, link: Link, cause: str) -> None:
         known_ns = self._known_ns(link)
         orderly = link.failure is None or link.failure.kind in _ORDERLY
-        self.outage = Outage(known_ns if orderly else min(link.heard_ns, known_ns), cause)
+        dead_s = 0.0 if orderly else link.dead_s
+        # That long ago its peer was alive, whether it was heard or not.
+        alive_ns = link.heard_ns if dead_s == inf else known_ns - int(dead_s * 1e9)
+        self.outage = Outage(min(max(link.heard_ns, alive_ns), known_ns), cause)
         self.feed.closed()
 
     def _known_ns(self, link: Link) -> int:

@@ -6,6 +6,7 @@ A transport knows its protocol and nothing else: no retry, no limits, no sibling
 
 from __future__ import annotations
 
+from math import inf
 from typing import Literal, Protocol
 
 import trio
@@ -94,8 +95,11 @@ class Listener(Protocol):
         open, and without messages: what the connection before it had lost.
         """
 
-    def unanswered(self) -> None:
-        """A goodbye of ours, being cancelled, was not answered: the peer may have been dead."""
+    def unanswered(self, *, dead_s: float = inf) -> None:
+        """Being cancelled, there was no answer to a goodbye, or its protocol knows none.
+
+        The peer may have been dead, for `dead_s` seconds at the most.
+        """
 
 
 class Dialer(Protocol):

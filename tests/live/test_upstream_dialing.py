@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import resource
 import socket
@@ -364,7 +365,7 @@ class Quiet:
     def recovered(self, messages: list[bytes], *, unsure_from_ns: int | None) -> None:
         raise AssertionError
 
-    def unanswered(self) -> None:
+    def unanswered(self, *, dead_s: float = math.inf) -> None:
         raise AssertionError
 
 

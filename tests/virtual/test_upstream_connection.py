@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from typing import cast
 
 import pytest
 import trio
@@ -469,3 +470,32 @@ async def test_a_stop_without_an_answer_begins_where_the_server_was_last_heard(
     last = played.tape.states[-1]
     assert (last.state, last.cause) == ("down", "stopped")
     assert last.from_ns == pytest.approx(from_s * SECOND, abs=SECOND)
+
+
+@pytest.mark.parametrize(
+    ("heard_s", "from_s"),
+    [(5, 1_030), (50, 1_050)],  # by keepalive it lived at 1,030; or it was heard since
+)
+@pytest.mark.parametrize("cause", ["yielded", "stopped"])
+async def test_who_has_no_goodbye_may_have_been_dead_since_its_last_proof_of_life(
+    autojump_clock: trio.testing.MockClock, heard_s: int, from_s: int, cause: str
+) -> None:
+    async def attempt(listener: Listener) -> None:
+        listener.opened(Opened(None, "off"))
+        await trio.sleep(heard_s)
+        listener.heard()
+        try:
+            if cause == "yielded":
+                owner = cast(Link, listener).owner
+                await trio.sleep(60 - heard_s)
+                cast(Connection, owner).part("yielded")
+            await trio.sleep_forever()
+        finally:
+            listener.unanswered(dead_s=30.0)
+
+    played = await play(attempt, seconds=60 if cause == "stopped" else 70)
+    down = next(s for s in played.tape.states if s.cause == cause)
+    assert down.state == "down"
+    assert down.from_ns == pytest.approx(from_s * SECOND, abs=SECOND)
+    if cause == "yielded":
+        assert played.tape.gaps[-1].from_ns == down.from_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from transports import Heard, PairDialer, Server
 
 from hypermux.config.settings import ConnectionSettings, Source
 from hypermux.core.filters import Filters
-from hypermux.model.accounts import Endpoint, SourceId
+from hypermux.model.accounts import Endpoint, Proxy, SourceId
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.upstream.diverting import READ_SIZE
 from hypermux.upstream.docker import stream_docker
@@ -263,3 +264,37 @@ async def test_cancelling_closes(autojump_clock: trio.testing.MockClock) -> None
         with pytest.raises(trio.ClosedResourceError):
             await dialer.dialed[0].receive_some()
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy", "opens", "dead_s"),
+    [
+        ("unix:///run/docker.sock", None, True, None),
+        ("tcp://10.0.0.7:2376", None, True, 30.0),
+        ("ssh://10.0.0.7", None, True, 30.0),
+        ("tcp://10.0.0.7:2376", "http://proxy:3128", True, math.inf),
+        ("tcp://10.0.0.7:2376", None, False, None),
+    ],
+)
+async def test_a_far_engine_that_is_parted_with_may_have_been_dead(
+    autojump_clock: trio.testing.MockClock,
+    url: str,
+    proxy: str | None,
+    opens: bool,
+    dead_s: float | None,
+) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await stream.receive_some()
+        if opens:
+            await stream.send_all(HEAD)
+        await trio.sleep_forever()
+
+    by = None if proxy is None else Proxy.parse(proxy)
+    source = evolve(SOURCE, endpoint=evolve(Endpoint.parse(url), proxy=by))
+    heard = Heard()
+    async with trio.open_nursery() as nursery:
+        dialer = PairDialer(nursery, serve)
+        with trio.move_on_after(3):
+            await stream_docker(source, dialer=dialer, listener=heard, settings=SETTINGS)
+        nursery.cancel_scope.cancel()
+    assert heard.dead_s == dead_s

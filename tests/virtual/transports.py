@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from math import inf
 
 import trio
 import trio.testing
@@ -24,6 +25,7 @@ class Heard:
     mores: list[bool] = field(factory=list)
     replies: list[float] = field(factory=list)  # when
     repeats: int = 0
+    dead_s: float | None = None  # None: nobody was left without an answer
     recoveries: list[tuple[list[bytes], int | None]] = field(factory=list)
 
     def asking(self) -> None: ...
@@ -53,8 +55,9 @@ class Heard:
         self.log.append("recovered")
         self.recoveries.append((messages, unsure_from_ns))
 
-    def unanswered(self) -> None:
+    def unanswered(self, *, dead_s: float = inf) -> None:
         self.log.append("unanswered")
+        self.dead_s = dead_s
 
 
 @define(eq=False)
