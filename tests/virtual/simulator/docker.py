@@ -102,7 +102,7 @@ class DockerUpstream(Upstream):
             wire.send(whole[: self.rng.randrange(1, 5)])
             self.over(peer, self.rng.choice(["eof", "reset"]))
         elif how == "noise":
-            wire.send(b"nothing that a chunk is\r\n")
+            self.last_word(wire.send(b"nothing that a chunk is\r\n"))
             peer.over = True
             self.peers.pop(wire, None)
         else:

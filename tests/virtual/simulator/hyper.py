@@ -118,7 +118,7 @@ class HyperUpstream(Upstream):
             wire.send(whole[: self.rng.randrange(1, len(whole))])
             self.over(peer, self.rng.choice(["eof", "reset"]))
         elif how == "noise":
-            wire.send(b"\xff\xfe\xfd nothing that a frame is")
+            self.last_word(wire.send(b"\xff\xfe\xfd nothing that a frame is"))
             peer.over = True
             self.peers.pop(wire, None)
         else:

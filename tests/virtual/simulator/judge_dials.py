@@ -132,7 +132,9 @@ def denied(case: Case) -> Iterator[str]:
     for refusal in world.truth.refusals:
         by_source[refusal.source].append(refusal)
     for source, found in by_source.items():
-        opened = [s.opened for s in world.truth.sessions[source] if s.opened is not None]
+        sessions = [s for s in world.truth.sessions[source] if s.opened is not None]
+        opened = [s.opened or 0.0 for s in sessions]
+        closed = [s.wire.closed for s in sessions if s.wire.closed is not None]
         for index, first in enumerate(found):
             if first.status not in (401, 403):
                 continue
@@ -145,6 +147,8 @@ def denied(case: Case) -> Iterator[str]:
             calm = any(first.read <= at <= last.read for at in opened)
             # Whoever reloads asks for another look, too.
             calm = calm or any(first.read <= at <= last.read for at, _ in world.truth.caps)
+            # What is refused to a replacement is looked at again when the old connection is gone.
+            calm = calm or any(first.read <= at <= last.read for at in closed)
             same = all(r.life == first.life and r.status in (401, 403) for r in later)
             if same and not calm and last.read - first.read < PROBE_S:
                 yield f"denied: {source} was refused at {first.read:.3f} and at {last.read:.3f}"

@@ -64,21 +64,21 @@ def died_unnoticed(case: Case, source: SourceId, at: float) -> bool:
         and session.wire.lost is not None
         and session.wire.closed is not None
         and session.wire.lost - session.wire.delay_s <= at <= session.wire.closed
-        and _ended_at(case, source, session.wire.closed)
+        and _ended_at(case, session.wire.closed)
         for session in case.world.truth.sessions[source]
     )
 
 
-def _ended_at(case: Case, source: SourceId, t: float) -> bool:
+def _ended_at(case: Case, t: float) -> bool:
     """Whether at `t` the service was gone, or was before it could tell.
 
-    Or was being stopped: an engine is not told goodbye, and does not show by it that it is dead.
+    A stop tells of a dead peer: it says goodbye, or goes by what keepalive takes.
     """
-    told_goodbye = not case.is_docker(source)
     return any(
         (
-            (life.stopping is not None and life.stopping <= t <= (life.ended or inf))
-            and not (told_goodbye and life.how == "stop")
+            life.how != "stop"
+            and life.stopping is not None
+            and life.stopping <= t <= (life.ended or inf)
         )
         or (life.ended is not None and t <= life.ended <= t + _telling_s(case, life))
         for life in case.world.truth.lives
@@ -166,7 +166,9 @@ def _chained(case: Case, source: SourceId, sessions: list[Session]) -> list[Sess
         if last is not None and not replaced and last.closed is not None and last.lost is not None:
             replaced = opened <= last.closed and any(
                 line.ns("from") <= clock.between(last.lost)[1]
-                and line.ns("to") >= clock.between(opened)[0]
+                and clock.between(opened)[0] <= line.ns("to")
+                # One that failed before has none: the gap of the next one ends with that.
+                and (line.ns("to") <= clock.between(opened)[1] or line.ns("from") == line.ns("to"))
                 and line.received <= clock.between(last.closed + RESUME_S)[1]
                 for line in rotations
             )
@@ -318,7 +320,7 @@ def _begin(
     assert wire.closed is not None
     how, lost = wire.lost_by, wire.lost
     least, most = truth.clock.between(lost)
-    if how == "dead" and _ended_at(case, source, wire.closed):
+    if how == "dead" and _ended_at(case, wire.closed):
         most = truth.clock.between(wire.closed)[1]
     if case.is_docker(source) and before.opened is not None:
         # It counts as open from the end of the questions on; what the ring holds is told.

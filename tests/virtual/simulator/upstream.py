@@ -96,7 +96,11 @@ class Upstream:
         """End a connection, behind what was sent."""
         peer.over = True
         self.peers.pop(peer.wire, None)
-        self.known_at = max(self.known_at, peer.wire.end(how))
+        self.last_word(peer.wire.end(how))
+
+    def last_word(self, arrives: float) -> None:
+        """Note when a client hears what nothing can follow: later messages would come behind it."""
+        self.known_at = max(self.known_at, arrives)
 
     def date(self) -> str:
         """Return the `Date` line of an answer, if there is one."""
