@@ -20,10 +20,14 @@ Rules, for the records of one source in order:
 Of a source whose upstream remembers its events, what was recorded is remembered here too, from the
 first `up` on that has an `anchor` until its coverage ends. No other source pays for it. Events that
 are recorded in an open outage are what that memory held of it: until the gap behind them, or `up`,
-is recorded too, they are no proof that nothing else is missing.
+is recorded too, they are no proof that nothing else is missing. When that memory was last looked
+at, `up` says, and later on a checkpoint, of all that are up at once: of the one whose look is
+oldest, for the names of all would make it long.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 from attrs import define, field
@@ -100,6 +104,8 @@ class Coverage:
                 self._service_at_ns = at_ns
             if isinstance(item, Checkpoint):
                 self.through_ns = item.through_ns
+                if item.looked_ns is not None:
+                    self._look(item.looked_ns)
             return
         try:
             known = self.sources[source]
@@ -131,6 +137,24 @@ class Coverage:
             if begun is not None and item.from_ns <= begun <= item.to_ns:
                 known.outage_from_ns = known.since_ns = item.to_ns
                 _believe(known.recollection)
+
+    def looked_ns(self, look: Callable[[SourceId], int | None]) -> int | None:
+        """Return what a checkpoint can say of the memories of all that are up; None: nothing.
+
+        `look` tells when a source's was last looked at, None when that is not known.
+        """
+        looks = [
+            look(source)
+            for source, known in self.sources.items()
+            if known.up and known.recollection is not None
+        ]
+        told = [look_ns for look_ns in looks if look_ns is not None]
+        return min(told) if told and len(told) == len(looks) else None
+
+    def _look(self, looked_ns: int) -> None:
+        for known in self.sources.values():
+            if known.up and (kept := known.recollection) is not None:
+                kept.looked_ns = max(kept.looked_ns, looked_ns)
 
     @property
     def wall_ns(self) -> int:

@@ -25,6 +25,8 @@ from hypermux.model.records import Event, Unparsed
 FIRST = "first:"
 # Between an anchor and its engine. Journals of earlier versions have none.
 _OF = "@"
+# Before the time of its look, nanoseconds in hexadecimal. Earlier journals have none either.
+_LOOKED = "+"
 _ENGINE_SIZE = 8
 
 
@@ -43,6 +45,7 @@ class Stored(msgspec.Struct):
     containers: list[Packed]
     unproven: int = 0
     engine: str = ""
+    looked: int = 0
 
 
 @define
@@ -51,12 +54,15 @@ class Recollection:
 
     `since_ns` is when the source was first up, on our clock: what is older is not ours to tell.
     `engine` is whose events they are, by `engine_of`; empty where an earlier version remembered.
+    `looked_ns` is when it was last asked what it remembers, all of which is known, on our clock;
+    0 where no look is known. It may be earlier than that, never later.
     """
 
     seen: Seen = field(factory=Seen)
     implied: Implied = field(factory=Implied)
     since_ns: int = 0
     engine: str = ""
+    looked_ns: int = 0
 
     def note(
         self, item: Event | Unparsed, digest: bytes | None = None, *, proven: bool = True
@@ -76,27 +82,33 @@ class Recollection:
 
     def copy(self) -> Recollection:
         """Return another one that holds the same."""
-        return Recollection(self.seen.copy(), self.implied.copy(), self.since_ns, self.engine)
+        seen, implied = self.seen.copy(), self.implied.copy()
+        return Recollection(seen, implied, self.since_ns, self.engine, self.looked_ns)
 
     def anchor(self, *, first: bool) -> str:
         """Return the anchor as an `up` tells it. `first`: nothing was known before."""
         digest = (self.seen.anchor or b"").hex()
-        return f"{FIRST if first else ''}{digest}{_OF if self.engine else ''}{self.engine}"
+        engine = f"{_OF}{self.engine}" if self.engine else ""
+        looked = f"{_LOOKED}{self.looked_ns:x}" if self.looked_ns else ""
+        return f"{FIRST if first else ''}{digest}{engine}{looked}"
 
     @classmethod
     def anchored(cls, before: Recollection | None, anchor: str, at_ns: int) -> Recollection:
         """Return what is remembered behind an `up` with `anchor`. Raises ValueError."""
-        digest, _, engine = anchor.removeprefix(FIRST).partition(_OF)
+        text, _, looked = anchor.removeprefix(FIRST).partition(_LOOKED)
+        digest, _, engine = text.partition(_OF)
         first = anchor.startswith(FIRST)
         kept = cls(since_ns=at_ns) if before is None or first else before
         kept.seen.anchor, kept.engine = bytes.fromhex(digest), engine
+        kept.looked_ns = int(looked, 16) if looked else at_ns
         return kept
 
     def stored(self) -> Stored:
         """Return it for a file."""
         anchor = self.seen.anchor or b""
         packed = self.seen.pack(), self.implied.pack()
-        return Stored(self.since_ns, anchor.hex(), *packed, self.seen.unproven, self.engine)
+        unproven, looked_ns = self.seen.unproven, self.looked_ns
+        return Stored(self.since_ns, anchor.hex(), *packed, unproven, self.engine, looked_ns)
 
     @classmethod
     def of(cls, stored: Stored) -> Recollection:
@@ -104,4 +116,4 @@ class Recollection:
         anchor = bytes.fromhex(stored.anchor)
         seen, implied = Seen.unpack(stored.events, anchor), Implied.unpack(stored.containers)
         seen.unproven = stored.unproven
-        return cls(seen, implied, stored.since, stored.engine)
+        return cls(seen, implied, stored.since, stored.engine, stored.looked)

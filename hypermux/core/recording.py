@@ -155,7 +155,10 @@ def _payload(item: Gap | StateChange | Unparsed | Checkpoint) -> tuple[Kind, str
                 f',"text":{_quote(item.text)},"size":{item.size},"reason":{_quote(item.reason)}'
             )
         case Checkpoint():
-            return Kind.CHECKPOINT, f',"through":"{rfc3339(item.through_ns)}"'
+            looked = ""
+            if item.looked_ns is not None:
+                looked = f',"looked":"{rfc3339(item.looked_ns)}"'
+            return Kind.CHECKPOINT, f',"through":"{rfc3339(item.through_ns)}"{looked}'
 
 
 @define(eq=False)
@@ -268,6 +271,7 @@ class _Head(msgspec.Struct, frozen=True, gc=False):
     text: str | None = None
     size: int | None = None
     through: str | None = None
+    looked: str | None = None
 
 
 _head_decoder = msgspec.json.Decoder(_Head)
@@ -337,7 +341,8 @@ class Parsed:
                 size = head.size if head.size is not None else 0
                 return Unparsed(_need(head.text), size, _need(head.reason), head.replayed)
             case Kind.CHECKPOINT:
-                return Checkpoint(_time(_need(head.through)))
+                looked_ns = None if head.looked is None else _time(head.looked)
+                return Checkpoint(_time(_need(head.through)), looked_ns)
 
 
 def _need(value: str | None) -> str:

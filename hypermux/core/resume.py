@@ -23,6 +23,11 @@ Rules of a resume (`compare`):
 - Of a backlog that was asked for by time, what lies before its first remembered event is older
   than the memory, and passed over: a time is not a place in it.
 - What is emitted may come on the live stream too: it is dropped there, by count.
+- A look is a snapshot all of which is accounted for: a resume's, an audit's. A new event before
+  one that was seen shows that the stream lost some before it broke (`lost_more`). All of them are
+  in a snapshot that reaches back to the last look; in another the oldest may be missing, from that
+  look on, whatever it proves of what came behind. One without such an event is taken for whole, as
+  an audit takes it. Excluded events are new after every restart, and show nothing.
 
 Rules of an audit, over the snapshot and all that was accounted for meanwhile:
 
@@ -172,10 +177,15 @@ class Seen:
 
 @frozen
 class Resume:
-    """What a snapshot came to: which of its places are new, and whether nothing else is missing."""
+    """What a snapshot came to: which of its places are new, and whether nothing else is missing.
+
+    `seen` is the place behind its last event that was seen, `anchored`: it holds the anchor.
+    """
 
     new: tuple[int, ...]
     complete: bool
+    seen: int = 0
+    anchored: bool = False
 
 
 def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool) -> Resume:
@@ -188,18 +198,31 @@ def compare(seen: Seen, snapshot: Sequence[bytes], *, whole: bool) -> Resume:
     left, proofs = seen.counts(), seen.proofs()
     behind = _behind(seen.anchor, snapshot, left)
     complete = reached = behind > 0
-    passed_over = 0
+    passed_over, last = 0, behind
     new: list[int] = []
     for place, digest in enumerate(snapshot):
         if left[digest] > 0:
             left[digest] -= 1
             if not reached and not whole:
                 passed_over = len(new)
-            reached = True
+            reached, last = True, max(last, place + 1)
             complete = complete or digest in proofs
         elif place >= behind:
             new.append(place)
-    return Resume(tuple(new[passed_over:]), complete)
+    return Resume(tuple(new[passed_over:]), complete, last, behind > 0)
+
+
+def lost_more(
+    found: Resume, kept: Sequence[bool], times: Sequence[int | None], looked_ns: int
+) -> bool:
+    """Say whether a stream lost events, of which the full ring may not hold all; see the rules.
+
+    Of every place: `kept`, it is not excluded, and its time. `looked_ns` is when the last look
+    was, on the engine's clock: earlier rather than later.
+    """
+    lost = any(kept[place] for place in found.new if place < found.seen)
+    oldest_ns = next((time_ns for time_ns in times if time_ns is not None), looked_ns)
+    return found.complete and lost and not found.anchored and oldest_ns >= looked_ns
 
 
 def _behind(anchor: bytes, snapshot: Sequence[bytes], seen: Counter[bytes]) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 
 import trio
 from attrs import define, field
@@ -61,6 +62,9 @@ class Sequencer:
     # What the service itself has to say, in this order; first of all that it runs.
     told: list[StateChange] = field(factory=list)
     rng: random.Random = field(factory=random.Random)
+    # When a source's upstream was last asked what it remembers, and all of it handed on before a
+    # moment; None: not known. For the next start, on the checkpoints.
+    looked_ns: Callable[[SourceId, int], int | None] = lambda source, through_ns: None
     disk: Outlasting = field(init=False)
     _encoder: Encoder = field(factory=Encoder)
     _checkpoint_at_s: float = 0.0
@@ -166,7 +170,8 @@ class Sequencer:
             back = through_ns < self.journal.coverage.through_ns
             pause_s = HEARTBEAT_S if back else self.checkpoint_interval_s
             self._checkpoint_at_s = now_s + min(pause_s, self.checkpoint_interval_s)
-            await self._write_own(Checkpoint(through_ns))
+            looked_ns = self.journal.coverage.looked_ns(lambda s: self.looked_ns(s, through_ns))
+            await self._write_own(Checkpoint(through_ns, looked_ns))
             for told in await self.run_sync(self.journal.tend, self.clock.now_ns()):
                 log.warning("%s", told)
                 await self._write_own(StateChange("disk", told))

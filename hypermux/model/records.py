@@ -97,9 +97,14 @@ Item: TypeAlias = Event | Unparsed | Gap | StateChange
 
 @frozen
 class Checkpoint:
-    """All messages received before `through_ns` are journaled at or before this record."""
+    """All messages received before `through_ns` are journaled at or before this record.
+
+    `looked_ns`: since then every upstream that is connected and remembers its events has been
+    compared with what was received; None where that is not known.
+    """
 
     through_ns: int
+    looked_ns: int | None = None
 
 
 @frozen

@@ -250,6 +250,7 @@ class Service:
                 if covered.recollection is not None
             },
         )
+        self.sequencer.looked_ns = self.supervisor.looked_ns
         self.reloading = Reloading(
             settings,
             seams.read_settings,

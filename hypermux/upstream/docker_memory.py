@@ -31,6 +31,7 @@ from hypermux.core.resume import (
     digest_of,
     find,
     first_anchor,
+    lost_more,
 )
 from hypermux.model.errors import ConnectionFailed, Failure, FailureKind
 from hypermux.model.records import Event, Unparsed
@@ -38,6 +39,7 @@ from hypermux.upstream import answers
 from hypermux.upstream.aside import Aside, NoPermit
 from hypermux.upstream.docker_engine import Engine, is_podman
 from hypermux.upstream.docker_snapshot import Memory, Reading, Snapshot
+from hypermux.upstream.sifting import excluded
 from hypermux.upstream.transport import Listener, Resumption
 
 log = logging.getLogger("hypermux.docker")
@@ -175,10 +177,13 @@ class Keeper:
         recollection, seen = self._recollection, self._recollection.seen
         found = self._compare(snapshot)
         known, new = seen.known, set(found.new)
-        if found.complete and 0 in new and self.memory.looked_ns and self._full(snapshot):
-            # What came over the stream is newer than what did not: that was lost before it broke,
-            # and the ring has turned over since.
-            self.unsure_from_ns = self.memory.looked_ns
+        looked_ns = recollection.looked_ns
+        # Behind filters, what else the ring holds cannot be counted.
+        full = self._full(snapshot) or bool(self.source.filters.query())
+        if full and looked_ns and not self._podman:
+            kept = [not excluded(self.source, item) for item in snapshot.items]
+            if lost_more(found, kept, snapshot.times, looked_ns - self._offset_ns):
+                self.unsure_from_ns = looked_ns
         left = seen.counts()
         for item in self.reading(synthetic):
             if isinstance(item, Event):
@@ -231,7 +236,7 @@ class Keeper:
 
     def _saw(self, snapshot: Snapshot) -> None:
         self._looked, self._looked_ns = frozenset(snapshot.digests), snapshot.asked_ns
-        self.memory.looked_ns = snapshot.asked_ns
+        self.memory.looked(snapshot.asked_ns, self.now_ns())
 
     def _full(self, snapshot: Snapshot) -> bool:
         return not self._podman and len(snapshot.digests) >= RING

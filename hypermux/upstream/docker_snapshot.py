@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from attrs import define, field, frozen
@@ -19,13 +20,13 @@ class Memory:
     """What is known of one engine, over all its connections.
 
     `heard_ns` is when it was last heard, or when its outage began, on the stream's clock.
-    `looked_ns` is when it was last asked what it remembers, all of which is known; 0: not yet.
     """
 
     recollection: Recollection
     heard_ns: int
-    looked_ns: int = 0
     expected: Expected = field(factory=Expected)
+    # The last looks: when each was asked for, and when all that it brought was handed on.
+    _looks: deque[tuple[int, int]] = field(factory=lambda: deque(maxlen=2))
 
     @classmethod
     def of(cls, source: Source, known: Recollection | None, heard_ns: int) -> Memory:
@@ -36,6 +37,20 @@ class Memory:
         recollection = known.copy()
         recollection.engine = engine
         return cls(recollection, heard_ns)
+
+    def looked(self, asked_ns: int, done_ns: int) -> None:
+        """Note a look, all of which is known and handed on."""
+        self.recollection.looked_ns = asked_ns
+        self._looks.append((asked_ns, done_ns))
+
+    def looked_before(self, through_ns: int) -> int | None:
+        """Return when the last look was of which nothing came after `through_ns`, if any."""
+        return max((asked for asked, done in self._looks if done < through_ns), default=None)
+
+    def forget_looks(self) -> None:
+        """Count on no look any more."""
+        self.recollection.looked_ns = 0
+        self._looks.clear()
 
 
 @frozen

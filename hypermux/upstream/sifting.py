@@ -35,6 +35,13 @@ def reading(source: Source) -> Callable[[list[bytes]], list[Event | Unparsed]]:
     return lambda messages: [redact(item) for item in decode_batch(messages)]
 
 
+def excluded(source: Source, item: Event | Unparsed) -> bool:
+    """Say whether `item` is not to be recorded."""
+    if not source.exclude_events or isinstance(item, Unparsed):
+        return False
+    return _exclusion(source.exclude_events).matches(item.action)
+
+
 @define(eq=False)
 class Sieve:
     """One source's way from bytes to items."""

@@ -103,6 +103,7 @@ class Transports:
             if not is_cancellation(exc):
                 # A fault of ours: what was remembered as handed on may not have been.
                 memory.recollection = Recollection(engine=memory.recollection.engine)
+                memory.forget_looks()
             raise
 
     def _paced(self, source: Source) -> Dialer:
@@ -181,6 +182,14 @@ class Supervisor:
             if connection is not None and not self._tended[name].removed:
                 yield source_status(connection, flow(name), trio.current_time())
 
+    def looked_ns(self, name: SourceId, through_ns: int) -> int | None:
+        """Return when it was last compared what a source's upstream remembers.
+
+        All that this brought was handed on before `through_ns`. None: that is not known.
+        """
+        memory = self._transports.memories.get(name)
+        return None if memory is None else memory.looked_before(through_ns)
+
     @property
     def internal_faults(self) -> int:
         """How often a fault of hypermux ended a connection."""
@@ -246,7 +255,7 @@ class Supervisor:
         after = Memory.of(source, before.recollection, now_ns)
         if after.recollection.engine != before.recollection.engine:
             memories[source.id] = after
-        before.looked_ns = 0  # through other filters it shows what was not asked for
+        before.forget_looks()  # through other filters it shows what was not asked for
 
     def _begin(
         self,

@@ -198,7 +198,7 @@ def test_events_are_remembered_from_an_anchor_on() -> None:
     assert kept.since_ns == 10
     assert state(*items, (StateChange("config"), 16)).recollection is None
     anew = state(*items, (StateChange("up", anchor="first:01"), 20)).recollection
-    assert anew == Recollection(Seen(b"\x01"), since_ns=20)
+    assert anew == Recollection(Seen(b"\x01"), since_ns=20, looked_ns=20)
 
 
 def test_what_a_cut_off_resume_recorded_is_no_proof() -> None:
@@ -246,7 +246,46 @@ def test_an_anchor_says_whose_events_are_remembered() -> None:
     assert (kept.recollection.engine, kept.recollection.seen.anchor) == (engine, b"\x01")
     later = kept.recollection.anchor(first=False)
     again = state((StateChange("up", anchor=told), 10), (StateChange("up", anchor=later), 20))
-    assert again.recollection == Recollection(Seen(b"\x01"), since_ns=10, engine=engine)
+    assert again.recollection == Recollection(
+        Seen(b"\x01"), since_ns=10, engine=engine, looked_ns=10
+    )
+
+
+def test_the_last_look_is_known_from_up_and_from_checkpoints() -> None:
+    coverage = Coverage()
+    told = Recollection(Seen(b"\x01"), engine="0a", looked_ns=9).anchor(first=True)
+    coverage.apply(A, StateChange("up", anchor=told), 10)
+    coverage.apply(B, StateChange("up", anchor="first:"), 11)
+    looks = [kept.recollection for kept in coverage.sources.values()]
+
+    def looked() -> list[int]:
+        return [kept.looked_ns for kept in looks if kept is not None]
+
+    assert looked() == [9, 11], "without a look: when it came up"
+    again = Coverage.from_bytes(coverage.to_bytes())
+    assert again.sources == coverage.sources
+    coverage.apply(None, Checkpoint(30, 10), 30)
+    assert looked() == [10, 11], "never earlier than known"
+    coverage.apply(B, down(31), 31)
+    coverage.apply(None, Checkpoint(40, 35), 40)
+    assert looked() == [35, 11], "a source that is down was not looked at"
+    coverage.apply(None, Checkpoint(50), 50)
+    assert looked() == [35, 11]
+    assert coverage.looked_ns({A: 41}.get) == 41
+    coverage.apply(B, StateChange("up", anchor=""), 51)
+    assert coverage.looked_ns({A: 61, B: 62}.get) == 61
+    assert coverage.looked_ns({A: 61}.get) is None, "nothing is said for all of them"
+    assert Coverage().looked_ns({A: 1}.get) is None
+
+
+def test_what_an_earlier_version_remembered_reads_back_without_a_look() -> None:
+    coverage = Coverage()
+    coverage.apply(A, StateChange("up", anchor="first:01"), 10)
+    data = coverage.to_bytes()
+    assert b',"looked":10' in data
+    kept = Coverage.from_bytes(seal(unseal(data).replace(b',"looked":10', b""))).sources[A]
+    assert kept.recollection is not None
+    assert kept.recollection.looked_ns == 0
 
 
 def test_what_an_earlier_version_remembered_reads_back_without_an_engine() -> None:

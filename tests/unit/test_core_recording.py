@@ -131,6 +131,13 @@ def test_every_optional_key_in_its_place() -> None:
             {"replayed": True, "text": "[1]", "size": 3, "reason": "not an object"},
         ),
         (Checkpoint(0), {"through": "1970-01-01T00:00:00.000000000Z"}),
+        (
+            Checkpoint(1, 0),
+            {
+                "through": "1970-01-01T00:00:00.000000001Z",
+                "looked": "1970-01-01T00:00:00.000000000Z",
+            },
+        ),
     ],
 )
 def test_payloads(item: Item | Checkpoint, payload: dict[str, object]) -> None:

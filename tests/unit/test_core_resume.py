@@ -29,6 +29,7 @@ from hypermux.core.resume import (
     digest_of,
     find,
     first_anchor,
+    lost_more,
 )
 from hypermux.model.records import Event, Unparsed
 
@@ -209,9 +210,9 @@ def test_an_audit_counts_what_arrives() -> None:
 def test_the_anchor_s_twin_is_from_before_our_time_too() -> None:
     memory = Seen(b"b")
     snapshot = [b"a", b"b", b"b", b"c"]
-    assert compare(memory, snapshot, whole=True) == Resume((3,), complete=True)
+    assert compare(memory, snapshot, whole=True) == Resume((3,), True, seen=3, anchored=True)
     memory.add(b"b", 1)  # it was recorded: the other one was not
-    assert compare(memory, snapshot, whole=True) == Resume((2, 3), complete=True)
+    assert compare(memory, snapshot, whole=True) == Resume((2, 3), True, seen=2, anchored=True)
 
 
 def test_digests() -> None:
@@ -368,7 +369,32 @@ def test_audits_that_cannot_be_come_less_often() -> None:
 
 
 def test_a_resume_is_a_value() -> None:
-    assert compare(seen("a"), ring("ab"), whole=True) == Resume((1,), complete=True)
+    assert compare(seen("a"), ring("ab"), whole=True) == Resume((1,), complete=True, seen=1)
+
+
+@pytest.mark.parametrize(
+    ("says", "remembered", "anchor", "snapshot", "excluded", "lost"),
+    [
+        ("all of it came", "abc", "", "abc", "", False),
+        ("what is new came later", "abc", "", "bcde", "", False),
+        ("what came is newer", "az", "", "bcz", "", True),
+        ("what came is around it", "abz", "", "bcz", "", True),
+        ("only what is excluded did not come", "az", "", "bcz", "bc", False),
+        ("not only that", "az", "", "bcz", "b", True),
+        ("nothing is known to have come: its outage tells of all", "a", "", "bc", "", False),
+        ("the anchor was seen at a look, or before", "az", "b", "bcz", "", False),
+        ("nothing is known", "", None, "ab", "", False),
+    ],
+)
+def test_what_a_stream_lost_before_it_broke(
+    says: str, remembered: str, anchor: str | None, snapshot: str, excluded: str, lost: bool
+) -> None:
+    found = compare(seen(remembered, anchor), ring(snapshot), whole=True)
+    kept = [digest not in excluded for digest in snapshot]
+    times = [None, *range(10, 10 * len(snapshot), 10)]
+    assert lost_more(found, kept, times, 10) == lost, says
+    assert not lost_more(found, kept, times, 11), "it holds what is older than the look"
+    assert lost_more(found, kept, [None] * len(kept), 11) == lost, "or may not"
 
 
 def test_the_figures() -> None:
